@@ -1,0 +1,1 @@
+"""What the notebooks share and a training script never needs: figures, exercise checks, data."""

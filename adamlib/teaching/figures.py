@@ -1,0 +1,127 @@
+"""One style for all figures of the series, and the one way to show them.
+
+Why a function of our own shows a figure: the stored picture must be the same bytes on every run (a test compares
+them), must carry a description for readers who cannot see it, and must be followed by the sentence that says what
+to see. ``show`` does all three.
+"""
+
+import io
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from cycler import cycler
+from IPython.display import display
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/): its colours stay apart for colour-blind readers.
+COLORS = {
+    "blue": "#0072B2", "red": "#D55E00", "green": "#009E73", "orange": "#E69F00", "purple": "#CC79A7",
+    "sky": "#56B4E9", "black": "#000000", "yellow": "#F0E442", "grey": "#8C8C8C",
+}  # fmt: skip
+# The line style that goes with a colour, so that no line is told by its colour alone: LINESTYLES["red"].
+LINESTYLES = {
+    "blue": "-", "red": "--", "green": "-.", "orange": ":", "purple": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+    "sky": (0, (1, 1)), "black": (0, (8, 2)), "yellow": (0, (3, 1)), "grey": "-",
+}  # fmt: skip
+MAX_ANIMATION_BYTES = 600_000  # a notebook must stay quick to open
+
+
+def use_style():
+    """Set matplotlib's defaults for the series: 9 x 4.5 inches at 110 dpi, no text below 14 points.
+
+    The background is opaque white, so that a figure reads the same on a dark page. A title is a sentence of up to
+    about 65 characters; break a longer one with a newline.
+    """
+    plt.rcdefaults()
+    roles = [role for role in COLORS if role not in ("grey", "yellow")]  # too pale for a line of data
+    plt.rcParams.update({
+        "figure.figsize": (9, 4.5), "figure.dpi": 110, "figure.facecolor": "white", "savefig.facecolor": "white",
+        "figure.constrained_layout.use": True,
+        "font.size": 15, "axes.labelsize": 15, "xtick.labelsize": 14, "ytick.labelsize": 14, "legend.fontsize": 14,
+        "axes.titlesize": 17, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 12,
+        "figure.titlesize": 17, "figure.titleweight": "bold",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E4E4E4",
+        "axes.axisbelow": True, "lines.linewidth": 2.5, "legend.frameon": False, "image.cmap": "cividis",
+        "axes.prop_cycle": cycler(color=[COLORS[r] for r in roles], linestyle=[LINESTYLES[r] for r in roles]),
+        "svg.hashsalt": "adam", "animation.embed_limit": MAX_ANIMATION_BYTES / 1e6,
+    })  # fmt: skip
+
+
+def show(fig, *, alt, see):
+    """Display ``fig`` as PNG with ``alt`` as its description, close it, and print the sentence ``see``.
+
+    fig: a matplotlib Figure.  alt: what the picture shows, for readers who cannot see it (str, not empty).
+    see: what to see in it, as one sentence with its computed number (str, not empty).
+    The bytes depend on the figure and the matplotlib version alone: no date and no program name are stored.
+    Raises ValueError when a text is missing.
+    """
+    _require_text(alt=alt, see=see)
+    png = io.BytesIO()
+    fig.savefig(png, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
+    _display("image/png", png.getvalue(), alt)
+    plt.close(fig)
+    print(see)
+
+
+def show_animation(anim, *, alt, see, fps=10):
+    """Display a matplotlib Animation as an animated GIF that loops, close its figure, and print ``see``.
+
+    fps: frames per second (float > 0). The GIF has the figure's own size and dpi, without a tight box (all frames
+    need one size). Raises ValueError for a missing text and for more than 600 kB (``MAX_ANIMATION_BYTES``).
+    """
+    from matplotlib.animation import PillowWriter
+
+    _require_text(alt=alt, see=see)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "animation.gif"
+        anim.save(path, writer=PillowWriter(fps=fps))
+        gif = path.read_bytes()
+    plt.close(anim._fig)
+    if len(gif) > MAX_ANIMATION_BYTES:
+        raise ValueError(
+            f"the animation has {len(gif) // 1000} kB, at most {MAX_ANIMATION_BYTES // 1000} kB are allowed: "
+            "draw fewer frames, a smaller figure, or a lower dpi"
+        )
+    _display("image/gif", gif, alt)
+    print(see)
+
+
+def label_line(ax, x, y, text, color, **kw):
+    """Write ``text`` beside a line at data point (x, y), in the line's colour: a legend that needs no looking up.
+
+    color: a role of COLORS or any matplotlib colour. ``kw`` goes to ``Axes.annotate``; the text starts 6 points right
+    of the point and is centred on its height. Returns the annotation.
+    """
+    kw = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False, **kw}
+    return ax.annotate(text, (x, y), color=COLORS.get(color, color), **kw)
+
+
+def slider(fn, **ranges):
+    """Call ``fn`` with sliders for its arguments: ``slider(plot, beta=(0.0, 0.999, 0.001, 0.9))``.
+
+    Each range is (low, high, step, start). Four integers make an integer slider. Where ipywidgets is missing it says
+    so in one sentence and does nothing more: a slider always stands beside a static figure that tells the story.
+    """
+    try:
+        import ipywidgets
+    except ImportError:
+        print("Sliders need ipywidgets, which is not installed here; the figure beside this cell shows the same.")
+        return
+    controls = {}
+    for name, (low, high, step, start) in ranges.items():
+        whole = all(isinstance(value, int) for value in (low, high, step, start))
+        kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+        controls[name] = kind(value=start, min=low, max=high, step=step, description=name, continuous_update=False)
+        if not whole:
+            controls[name].readout_format = ".4g"
+    ipywidgets.interact(fn, **controls)
+
+
+def _display(mime, data, alt):
+    display({mime: data, "text/plain": f"[figure] {alt}"}, raw=True, metadata={mime: {"alt": alt}})
+
+
+def _require_text(**texts):
+    for name, text in texts.items():
+        if not (isinstance(text, str) and text.strip()):
+            raise ValueError(f"{name} must be a sentence (got {text!r}): every figure says what it shows")
