@@ -5,13 +5,16 @@ them), must carry a description for readers who cannot see it, and must be follo
 to see. ``show`` does all three.
 """
 
+import base64
+import html
 import io
-import tempfile
-from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
 from IPython.display import display
+from matplotlib.animation import AbstractMovieWriter
+from PIL import Image
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/): its colours stay apart for colour-blind readers.
 COLORS = {
@@ -30,7 +33,7 @@ def use_style():
     """Set matplotlib's defaults for the series: 9 x 4.5 inches at 110 dpi, no text below 14 points.
 
     The background is opaque white, so that a figure reads the same on a dark page. A title is a sentence of up to
-    about 65 characters; break a longer one with a newline.
+    about 60 characters; break a longer one with a newline.
     """
     plt.rcdefaults()
     roles = [role for role in COLORS if role not in ("grey", "yellow")]  # too pale for a line of data
@@ -38,12 +41,11 @@ def use_style():
         "figure.figsize": (9, 4.5), "figure.dpi": 110, "figure.facecolor": "white", "savefig.facecolor": "white",
         "figure.constrained_layout.use": True,
         "font.size": 15, "axes.labelsize": 15, "xtick.labelsize": 14, "ytick.labelsize": 14, "legend.fontsize": 14,
-        "axes.titlesize": 17, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 12,
-        "figure.titlesize": 17, "figure.titleweight": "bold",
+        "axes.titlesize": 16, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 12,
+        "figure.titlesize": 16, "figure.titleweight": "bold",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E4E4E4",
         "axes.axisbelow": True, "lines.linewidth": 2.5, "legend.frameon": False, "image.cmap": "cividis",
         "axes.prop_cycle": cycler(color=[COLORS[r] for r in roles], linestyle=[LINESTYLES[r] for r in roles]),
-        "svg.hashsalt": "adam", "animation.embed_limit": MAX_ANIMATION_BYTES / 1e6,
     })  # fmt: skip
 
 
@@ -58,32 +60,57 @@ def show(fig, *, alt, see):
     _require_text(alt=alt, see=see)
     png = io.BytesIO()
     fig.savefig(png, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
-    _display("image/png", png.getvalue(), alt)
+    _display(alt, {"image/png": png.getvalue()})
     plt.close(fig)
     print(see)
 
 
 def show_animation(anim, *, alt, see, fps=10):
-    """Display a matplotlib Animation as an animated GIF that loops, close its figure, and print ``see``.
+    """Display a matplotlib Animation as a looping GIF with the same manners as ``show``.
 
-    fps: frames per second (float > 0). The GIF has the figure's own size and dpi, without a tight box (all frames
-    need one size). Raises ValueError for a missing text and for more than 600 kB (``MAX_ANIMATION_BYTES``).
+    fps: frames per second (float > 0). The picture has the figure's own size and dpi, and the axes stay where the
+    first frame puts them. Its last frame is stored beside it as PNG, for pages that show no GIF.
+    Raises ValueError for a missing text and for a GIF of more than 600 kB (``MAX_ANIMATION_BYTES``).
     """
-    from matplotlib.animation import PillowWriter
-
     _require_text(alt=alt, see=see)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "animation.gif"
-        anim.save(path, writer=PillowWriter(fps=fps))
-        gif = path.read_bytes()
-    plt.close(anim._fig)
+    film = _Film()
+    anim.save("not written to disk", writer=film)
+    gif = film.gif(fps)
     if len(gif) > MAX_ANIMATION_BYTES:
         raise ValueError(
             f"the animation has {len(gif) // 1000} kB, at most {MAX_ANIMATION_BYTES // 1000} kB are allowed: "
             "draw fewer frames, a smaller figure, or a lower dpi"
         )
-    _display("image/gif", gif, alt)
+    still = io.BytesIO()
+    film.frames[-1].save(still, "PNG")
+    img = f'<img alt="{html.escape(alt)}" src="data:image/gif;base64,{base64.b64encode(gif).decode()}">'
+    _display(alt, {"image/png": still.getvalue(), "text/html": img})
+    plt.close(film.fig)
     print(see)
+
+
+class _Film(AbstractMovieWriter):
+    """Collects the frames of an animation in memory and writes them as one small GIF."""
+
+    def setup(self, fig, outfile, dpi=None):
+        self.fig, self.frames = fig, []
+
+    def grab_frame(self, **savefig_kwargs):
+        self.fig.canvas.draw()
+        self.frames.append(Image.fromarray(np.array(self.fig.canvas.buffer_rgba())).convert("RGB"))
+        self.fig.set_layout_engine("none")  # keep the first frame's layout: axes that jump teach nothing
+
+    def finish(self):
+        pass
+
+    def gif(self, fps):
+        # One palette for all frames and no dithering: pixels that do not move stay the same and cost no bytes.
+        sample = np.concatenate([np.asarray(f) for f in self.frames[:: max(1, len(self.frames) // 8)]])
+        palette = Image.fromarray(sample).quantize(255, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        first, *rest = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in self.frames]
+        gif = io.BytesIO()
+        first.save(gif, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, optimize=True)
+        return gif.getvalue()
 
 
 def label_line(ax, x, y, text, color, **kw):
@@ -92,7 +119,7 @@ def label_line(ax, x, y, text, color, **kw):
     color: a role of COLORS or any matplotlib colour. ``kw`` goes to ``Axes.annotate``; the text starts 6 points right
     of the point and is centred on its height. Returns the annotation.
     """
-    kw = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False, **kw}
+    kw = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "weight": "bold", "annotation_clip": False, **kw}
     return ax.annotate(text, (x, y), color=COLORS.get(color, color), **kw)
 
 
@@ -117,8 +144,8 @@ def slider(fn, **ranges):
     ipywidgets.interact(fn, **controls)
 
 
-def _display(mime, data, alt):
-    display({mime: data, "text/plain": f"[figure] {alt}"}, raw=True, metadata={mime: {"alt": alt}})
+def _display(alt, pictures):
+    display({**pictures, "text/plain": f"[figure] {alt}"}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def _require_text(**texts):
