@@ -1,0 +1,154 @@
+"""What an optimizer remembers of each parameter, and how a step finds it.
+
+`gather` makes the six lists that a variant takes, creating or repairing the state of a parameter on the way.
+`Gathered` keeps those lists from step to step: on many small tensors, making them anew costs as much as the
+kernel. They are used again only while every tensor in them is still the one that the optimizer's state holds.
+"""
+from __future__ import annotations
+
+from operator import attrgetter, is_, itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .variants.fused import refuse_unfusable
+from .variants.steps import SharedSteps
+
+STRIDED = {torch.strided}
+
+
+class Lists(NamedTuple):
+    """The lists of one group, as in `adamlib.variants`: one entry per parameter that has a gradient."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    max_exp_avg_sqs: list[Tensor]
+    state_steps: list[Tensor]
+
+
+def gather(group: dict[str, Any], state: dict[Tensor, dict[str, Any]]) -> Lists:
+    """The lists of a group. Creates the state of parameters that have a gradient for the first time.
+
+    Keys: `step`, a 0-dim count; `exp_avg` m and `exp_avg_sq` v, like the parameter, zeros; with amsgrad
+    `max_exp_avg_sq`, zeros (also where amsgrad was switched on later: the maximum is taken from then on).
+    Raises RuntimeError before anything is created: for a sparse gradient, or fused on tensors it cannot take.
+    """
+    params = [p for p in group["params"] if p.grad is not None]
+    grads = [p.grad for p in params]
+    refuse_sparse(grads)
+    if group["fused"]:
+        for p in params:
+            refuse_unfusable(p)
+    new = [p for p in params if not state.get(p)]
+    for p, step in zip(new, new_steps(group, new)):
+        state[p].update(
+            step=step,
+            exp_avg=torch.zeros_like(p, memory_format=torch.preserve_format),
+            exp_avg_sq=torch.zeros_like(p, memory_format=torch.preserve_format),
+        )
+    for p in params:
+        if group["amsgrad"] and "max_exp_avg_sq" not in state[p]:
+            state[p]["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        place_step(group, p, state[p])
+    states = [state[p] for p in params]
+    return Lists(
+        params, grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
+        [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [], [s["step"] for s in states],
+    )
+
+
+def refuse_sparse(grads: list[Tensor]) -> None:
+    if {*map(attrgetter("layout"), grads)} - STRIDED:
+        raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
+
+
+def new_steps(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+    """Counts at zero for parameters that start now, as elements of one tensor per device."""
+    steps: dict[Tensor, Tensor] = {}
+    by_place: dict[torch.device, list[Tensor]] = {}
+    for p in params:
+        by_place.setdefault(step_device(group, p), []).append(p)
+    for device, those in by_place.items():
+        counter = torch.zeros(len(those), dtype=step_dtype(group), device=device)
+        steps.update(zip(those, counter.unbind()))
+    return [steps[p] for p in params]
+
+
+def step_device(group: dict[str, Any], param: Tensor) -> torch.device:
+    """Where a count lives: beside its parameter where the device reads it, else on the host."""
+    return param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+
+
+def step_dtype(group: dict[str, Any]) -> torch.dtype:
+    """float32 (the kernels read a float), float64 where that is the default dtype; exact to 2²⁴ steps."""
+    wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
+    return torch.float64 if wide else torch.float32
+
+
+def place_step(group: dict[str, Any], param: Tensor, entry: dict[str, Any]) -> None:
+    """Bring a count to where the group's flags want it now; a checkpoint or a flag may have moved it."""
+    step, device = entry["step"], step_device(group, param)
+    dtype = torch.float32 if group["fused"] else step.dtype
+    if step.device != device or step.dtype != dtype or step.dim():
+        entry["step"] = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
+
+
+class Gathered:
+    """The lists of one group, kept from step to step, and what has to hold for using them again."""
+
+    def __init__(self, group: dict[str, Any], state: dict[Tensor, dict[str, Any]]):
+        lists = gather(group, state)
+        self.flags = self._flags(group)
+        self.has_grad = [p.grad is not None for p in group["params"]]
+        self.group_params = list(group["params"])
+        self.state = state
+        self.states = [state[p] for p in lists.params]
+        self.lists = lists._replace(state_steps=shared(lists.state_steps))
+
+    @staticmethod
+    def _flags(group: dict[str, Any]) -> tuple:
+        return group["amsgrad"], group["fused"], group["capturable"]
+
+    def again(self, group: dict[str, Any], state: dict[Tensor, dict[str, Any]]) -> Lists | None:
+        """The lists with today's gradients, or None where anything they hold has been replaced."""
+        params, all_grads = group["params"], [p.grad for p in group["params"]]
+        lists = self.lists
+        if not (
+            state is self.state
+            and self.flags == self._flags(group)
+            and len(params) == len(self.group_params)
+            and all(map(is_, params, self.group_params))
+            and [g is not None for g in all_grads] == self.has_grad
+            and all(map(is_, map(state.get, lists.params), self.states))
+            and self._holds("step", lists.state_steps)
+            and self._holds("exp_avg", lists.exp_avgs)
+            and self._holds("exp_avg_sq", lists.exp_avg_sqs)
+            and (not lists.max_exp_avg_sqs or self._holds("max_exp_avg_sq", lists.max_exp_avg_sqs))
+        ):
+            return None
+        grads = [g for g in all_grads if g is not None]
+        refuse_sparse(grads)
+        return lists._replace(grads=grads)
+
+    def _holds(self, key: str, tensors: list[Tensor]) -> bool:
+        return all(map(is_, map(itemgetter(key), self.states), tensors))
+
+
+def shared(steps: list[Tensor]) -> list[Tensor]:
+    """The counts as SharedSteps where they are the elements of one tensor, in order; else as they are."""
+    if not steps:
+        return steps
+    first = steps[0]
+    base = first.untyped_storage()
+    size = first.element_size()
+    if base.nbytes() != size * len(steps) or any(
+        step.untyped_storage().data_ptr() != base.data_ptr() or step.storage_offset() != i or step.dim()
+        for i, step in enumerate(steps)
+    ):
+        return steps
+    together = SharedSteps(first.as_strided((len(steps),), (1,), 0))
+    together[:] = steps  # the very tensors that the state holds
+    return together

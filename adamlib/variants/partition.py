@@ -1,0 +1,66 @@
+"""Cutting the lists of a step into pieces that one pass of arithmetic can take.
+
+A step is six lists with one entry per parameter tensor. Two cuts are made here, so that the variants hold
+nothing but arithmetic: by device and dtype, because one foreach or fused call takes tensors of one kind; and,
+on a CPU, into pieces that stay in cache, because Adam's eight passes over a large tensor otherwise fetch
+every element from memory eight times. Views only: nothing is copied, and every element is in exactly one piece.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CACHE_ELEMENTS = 2**18  # per piece on a CPU: p, g, m, v and the denominator in float32 are 5 MiB
+
+
+def by_device_and_dtype(params: list[Tensor], *lists: list) -> Iterator[tuple[list, ...]]:
+    """The same lists, cut so that the parameters of each part share device and dtype; empty lists stay empty."""
+    kinds: dict = {}
+    for i, param in enumerate(params):
+        kinds.setdefault((param.device, param.dtype), []).append(i)
+    if len(kinds) == 1:
+        yield (params, *lists)
+        return
+    for indices in kinds.values():
+        yield tuple([column[i] for i in indices] if column else column for column in (params, *lists))
+
+
+def as_real(tensors: list[Tensor]) -> list[Tensor]:
+    """Complex tensors as pairs of reals, [...] → [..., 2]: Adam treats the two parts as two coordinates."""
+    return [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+
+
+def in_cache(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors of one parameter (all of one shape), in pieces that stay in a CPU's cache together."""
+    if tensors[0].numel() <= CACHE_ELEMENTS or not _can_be_cut(tensors):
+        yield tensors
+    else:
+        yield from zip(*(t.view(-1).split(CACHE_ELEMENTS) for t in tensors))
+
+
+def buckets(scales: list, *lists: list[Tensor]) -> Iterator[tuple]:
+    """Foreach lists of at most CACHE_ELEMENTS elements each (on a CPU), large tensors cut, small ones together.
+
+    `scales` has one entry per tensor, whatever it is; it goes with each piece of its tensor.
+    """
+    if torch.compiler.is_compiling() or not lists[0][0].is_cpu:  # there, one launch over everything wins
+        yield (scales, *lists)
+        return
+    bucket, elements = [], 0
+    for scale, *tensors in zip(scales, *lists):
+        for piece in in_cache(*tensors):
+            if bucket and elements + piece[0].numel() > CACHE_ELEMENTS:
+                yield tuple(map(list, zip(*bucket)))
+                bucket, elements = [], 0
+            bucket.append((scale, *piece))
+            elements += piece[0].numel()
+    yield tuple(map(list, zip(*bucket)))
+
+
+def _can_be_cut(tensors: tuple[Tensor, ...]) -> bool:
+    """Plain contiguous tensors on a CPU; subclasses (DTensor) and strided views are taken whole."""
+    return not torch.compiler.is_compiling() and all(
+        t.is_cpu and type(t) in (Tensor, torch.nn.Parameter) and t.is_contiguous() for t in tensors
+    )
