@@ -106,7 +106,9 @@ class Gathered:
         self.group_params = list(group["params"])
         self.state = state
         self.states = [state[p] for p in lists.params]
-        self.lists = lists._replace(state_steps=shared(lists.state_steps))
+        if not group["capturable"]:  # a graph may hold the addresses of the counts
+            join_steps(self.states)
+        self.lists = lists._replace(state_steps=shared([entry["step"] for entry in self.states]))
 
     @staticmethod
     def _flags(group: dict[str, Any]) -> tuple:
@@ -135,6 +137,14 @@ class Gathered:
 
     def _holds(self, key: str, tensors: list[Tensor]) -> bool:
         return all(map(is_, map(itemgetter(key), self.states), tensors))
+
+
+def join_steps(states: list[dict[str, Any]]) -> None:
+    """Make the counts of these parameters the elements of one tensor, if they are not and can be."""
+    steps = [entry["step"] for entry in states]
+    if len({(step.device, step.dtype) for step in steps}) == 1 and shared(steps) is steps:
+        for entry, step in zip(states, torch.stack(steps).unbind()):
+            entry["step"] = step
 
 
 def shared(steps: list[Tensor]) -> list[Tensor]:
