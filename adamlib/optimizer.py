@@ -51,7 +51,7 @@ class Adam(Optimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )
         defaults["betas"] = validated(defaults)
-        self._gathered: dict[int, Gathered] = {}
+        self._forget()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -78,13 +78,25 @@ class Adam(Optimizer):
                 loss = closure()
 
         scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
+        one_launch = []  # the groups of our own kernel, which steps all of them together
         for index, group in enumerate(self.param_groups):
             lists = self._lists(index, group)
-            beta1, beta2 = group["betas"]
-            options = {name: group[name] for name in OPTIONS}
+            options = dict(zip(("beta1", "beta2"), group["betas"]), **{name: group[name] for name in ARITHMETIC})
+            if group["fused"] == "triton":
+                one_launch.append((lists, options))
+                continue
             with torch.set_grad_enabled(group["differentiable"]):
-                adam(*lists, beta1=beta1, beta2=beta2, **options, **scaler)
+                adam(*lists, **options, **{name: group[name] for name in CHOICE}, **scaler)
+        if one_launch:
+            self._step_with_triton(one_launch, **scaler)
         return loss
+
+    def _step_with_triton(self, groups: list[tuple], **scaler) -> None:
+        from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
+
+        if self._triton is None:
+            self._triton = FusedTriton()
+        self._triton.step([GroupLists(*lists, **options) for lists, options in groups], **scaler)
 
     def _lists(self, index: int, group: dict[str, Any]):
         if torch.compiler.is_compiling():
@@ -106,6 +118,11 @@ class Adam(Optimizer):
         ):
             column.extend(tensors)
         return any(map(torch.is_complex, params))
+
+    def _forget(self) -> None:
+        """Drop what is kept from step to step for speed; none of it belongs to the state."""
+        self._gathered: dict[int, Gathered] = {}
+        self._triton = None
 
     def _refuse_capture_without_the_flag(self) -> None:
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
@@ -129,7 +146,7 @@ class Adam(Optimizer):
                 if state["state"].get(param):
                     state["state"][param] = _own_entry(state["state"][param], param, group, f"{j} of group {i}", loading)
         super().__setstate__(state)
-        self._gathered = {}
+        self._forget()
 
 
 class AdamW(Adam):
@@ -152,10 +169,8 @@ class AdamW(Adam):
         super().__setstate__(state)
 
 
-OPTIONS = (
-    "lr", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused",
-    "decoupled_weight_decay",
-)
+ARITHMETIC = ("lr", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize")
+CHOICE = ("foreach", "capturable", "differentiable", "fused")
 
 
 def validated(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
