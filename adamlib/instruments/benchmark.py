@@ -1,0 +1,299 @@
+"""Times one step of every variant against ``torch.optim.Adam``'s same variant and against the memory's speed.
+
+    python -m adamlib.instruments.benchmark --quick                             about a minute
+    python -m adamlib.instruments.benchmark --output run.json --picture run.png  all of it
+    python -m adamlib.instruments.benchmark --read run.json                     the table of an earlier run
+
+Each pair (adamlib, torch) on each parameter set runs in a process of its own: torch's for-loop and foreach
+take their temporaries from ``malloc``, whose speed depends on what the process has allocated before. Inside
+the pair :mod:`~adamlib.instruments.stopwatch` interleaves the two. A third contender in the same rounds is
+the limit: a step reads p, g, m, v and writes p, m, v, 28 bytes per float32 parameter, and cannot be faster
+than memory moves them. Memory's speed is that of ``a += b`` on the CPU, over as many bytes as the step
+touches, and of ``copy_`` on CUDA. The rows called *noise* race torch against itself: a smaller difference
+than theirs is none.
+
+On CUDA a step is timed end to end as a training loop calls it (``eager``), and, where it can be captured,
+as a replayed graph, which leaves the host out: over one set of tensors again and again, which may stay in
+the L2 cache (``graph``), and over enough sets in rotation, at least 1 GiB of them, that it cannot (``cold
+graph``). No GPU was at hand when this part was written: it has not run yet.
+
+torch refuses ``capturable=True`` on the CPU. Here its list of devices is extended by "cpu" for the
+comparison; the arithmetic behind that check is torch's own.
+"""
+
+import argparse
+import contextlib
+import datetime
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+import unittest.mock
+from concurrent.futures import ProcessPoolExecutor
+from math import prod
+from typing import NamedTuple
+
+import torch
+
+import adamlib
+from adamlib.instruments.benchmark_report import hardware, picture, software, table
+from adamlib.instruments.parameter_sets import SETS, Shapes, count_parameters
+from adamlib.instruments.stopwatch import Contender, quartiles, race
+
+VARIANTS = {
+    "single": dict(foreach=False),
+    "foreach": dict(foreach=True),
+    "fused": dict(fused=True),
+    "capturable single": dict(foreach=False, capturable=True),
+    "capturable foreach": dict(foreach=True, capturable=True),
+    "differentiable": dict(foreach=False, differentiable=True),
+    "triton": dict(fused="triton"),
+}
+NOISE = {"noise, single": "single", "noise, fused": "fused"}  # torch against torch
+DEFAULT_SETS = ["small_200x1k", "resnet18", "gpt2_small", "large_8x8m"]
+BYTES = 28  # the least a step of Adam moves per float32 parameter
+
+
+class Settings(NamedTuple):
+    device: str
+    threads: int
+    rounds: int
+    min_seconds: float
+    seed: int
+
+
+def run(sets: list[str], variants: list[str], settings: Settings, progress=print) -> dict:
+    """Race every variant on every parameter set and return the report, made of JSON's own types.
+
+    Args:
+        sets: names from ``parameter_sets.SETS``.
+        variants: names from ``VARIANTS`` and ``NOISE``. "triton" is raced on CUDA only.
+        progress: called with one line of text after each pair.
+    """
+    modes = ["eager", "graph", "cold graph"]
+    pairs = [pair for pair in itertools.product(sets, variants, modes) if _makes_sense(*pair[1:], settings)]
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler tells of its start and stop otherwise
+    report = {
+        "schema": 1,
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(settings.device),
+        "software": software(),
+        "settings": settings._asdict(),
+        "rows": [],
+        "failed": [],
+    }
+    for number, pair in enumerate(pairs, 1):
+        started, name = time.perf_counter(), " · ".join(pair)
+        try:
+            # a new pool is a new process, started from nothing: no heap or warm cache is inherited
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                row = pool.submit(measure_pair, *pair, settings).result()
+        except Exception as error:  # one pair out of memory must not cost the others
+            where = dict(zip(("set", "variant", "mode"), pair))
+            report["failed"].append(where | {"error": repr(error)})
+            outcome = f"failed: {error}"
+        else:
+            report["rows"].append(row)
+            outcome = "torch / ours = {1:.2f} [{0:.2f}, {2:.2f}]".format(*row["ratio"])
+        progress(f"[{number:2}/{len(pairs)}] {name}: {outcome}  ({time.perf_counter() - started:.0f} s)")
+    return report
+
+
+def _makes_sense(variant: str, mode: str, settings: Settings) -> bool:
+    if settings.device != "cuda":
+        return mode == "eager" and variant != "triton"
+    captures = VARIANTS[NOISE.get(variant, variant)].keys() & {"capturable", "fused"}
+    return mode == "eager" or bool(captures)
+
+
+def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> dict:
+    """Race torch, adamlib and the bandwidth limit in this process; return one row of the report.
+
+    The row's times are in seconds per step and its three numbers are first quartile, median, third quartile.
+    ``ratio`` is torch's time over adamlib's, formed round by round.
+    """
+    torch.set_num_threads(settings.threads)
+    shapes, cuda = SETS[set_name](), settings.device == "cuda"
+    options = dict(VARIANTS[NOISE.get(variant, variant)])
+    if mode != "eager" and "fused" in options:
+        options["capturable"] = True
+    theirs = options | ({"fused": True} if "fused" in options else {})
+    ours = theirs if variant in NOISE else options
+    copies = 1 if mode != "cold graph" else -(-(2**30) // (16 * count_parameters(shapes)))
+    cpu_is_capturable = unittest.mock.patch(
+        "torch.optim.adam._get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"]
+    )
+    with cpu_is_capturable if options.get("capturable") and not cuda else contextlib.nullcontext():
+        torchs = [optimizer(torch.optim.Adam, shapes, theirs, settings) for _ in range(copies)]
+        library = torch.optim.Adam if variant in NOISE else adamlib.Adam
+        own = [optimizer(library, shapes, ours, settings) for _ in range(copies)]
+        contenders = {"torch": contender(torchs, mode), "ours": contender(own, mode)}
+        temporary = {name: peak_temporary_bytes(c, cuda) for name, c in contenders.items()}
+        bits = same_bits(torchs[0], own[0])
+        contenders["limit"], limit_bytes = stream(count_parameters(shapes), settings.device)
+        result = race(contenders, settings.rounds, settings.min_seconds, cuda, settings.seed)
+    seconds = result.seconds
+    bandwidth = limit_bytes / quartiles(seconds["limit"])[1]
+    return {
+        "set": set_name,
+        "tensors": len(shapes),
+        "parameters": count_parameters(shapes),
+        "variant": variant,
+        "mode": mode,
+        "torch_seconds": quartiles(seconds["torch"]),
+        "our_seconds": quartiles(seconds["ours"]),
+        "ratio": quartiles([a / b for a, b in zip(seconds["torch"], seconds["ours"])]),
+        "limit_seconds": BYTES * count_parameters(shapes) / bandwidth,
+        "limit_bytes_per_second": bandwidth,
+        "torch_temporary_bytes": temporary["torch"],
+        "our_temporary_bytes": temporary["ours"],
+        "same_bits": bits,
+        "rounds": settings.rounds,
+        "rounds_thrown_away": result.thrown_away,
+        "disturbed": result.disturbed,
+    }
+
+
+def optimizer(library, shapes: Shapes, options: dict, settings: Settings) -> torch.optim.Optimizer:
+    """An optimizer over tensors of these shapes, with gradients, the same numbers every time."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    noise = torch.randn(2**20, generator=generator).to(settings.device)
+
+    def draw(shape):
+        n = prod(shape)
+        return noise.repeat(-(-n // len(noise)))[:n].reshape(shape).roll(1)  # roll: memory of its own
+
+    differentiable = options.get("differentiable", False)
+    params = [draw(shape).requires_grad_(not differentiable) for shape in shapes]
+    for p in params:
+        p.grad = draw(p.shape).requires_grad_(differentiable)
+    return library(params, **options)
+
+
+def contender(optimizers: list[torch.optim.Optimizer], mode: str) -> Contender:
+    """One step with each of the optimizers, called three times so that state, caches and graph are there."""
+
+    def step():
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def rewind():  # forget the graph, so that every step starts from leaves
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    for tensor in (p, *optimizer.state[p].values()):
+                        if tensor.grad_fn is not None:
+                            tensor.detach_()
+
+    differentiable = optimizers[0].defaults["differentiable"]
+    result = Contender(step, len(optimizers), rewind if differentiable else None)
+    if mode == "eager":
+        for _ in range(3):
+            step()
+            rewind()
+        return result
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph, repeats = torch.cuda.CUDAGraph(), -(-10 // len(optimizers))
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            step()
+    return Contender(graph.replay, len(optimizers) * repeats)
+
+
+def stream(parameters: int, device: str) -> tuple[Contender, int]:
+    """The bandwidth limit as a contender, and the bytes one call of it moves."""
+    if device == "cuda":
+        source, target = torch.randn(2**28, device=device), torch.randn(2**28, device=device)
+        return Contender(lambda: target.copy_(source)), 8 * source.numel()
+    n = min(2 * parameters, 2**26)  # p, g, m, v fill as much as these two; beyond 512 MiB no cache matters
+    a, b = torch.randn(n), torch.randn(n) * 1e-6
+    return Contender(lambda: a.add_(b)), 12 * n
+
+
+def peak_temporary_bytes(contender: Contender, cuda: bool) -> int:
+    """The most memory that one call holds beyond what it found, as the allocator reports it."""
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contender.call()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            contender.call()
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        held = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+    if contender.rewind is not None:
+        contender.rewind()
+    return peak
+
+
+def same_bits(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> bool:
+    """Whether parameters and moments of the two agree bit for bit."""
+    params = zip(one.param_groups[0]["params"], other.param_groups[0]["params"])
+    return all(
+        torch.equal(p, q)
+        and torch.equal(one.state[p]["exp_avg"], other.state[q]["exp_avg"])
+        and torch.equal(one.state[p]["exp_avg_sq"], other.state[q]["exp_avg_sq"])
+        for p, q in params
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns 0, or 1 if a pair failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adamlib.instruments.benchmark", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--quick", action="store_true", help="the smallest set, few short rounds: does it run, not how fast")
+    add("--sets", nargs="+", choices=SETS, default=DEFAULT_SETS, metavar="SET", help="of " + ", ".join(SETS))
+    add("--variants", nargs="+", choices=[*VARIANTS, *NOISE], default=[*VARIANTS, *NOISE], metavar="VARIANT",
+        help="of " + ", ".join(f'"{name}"' for name in [*VARIANTS, *NOISE]))  # fmt: skip
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
+    add("--rounds", type=int, default=21, help="quiet rounds to keep of each pair (default: %(default)s)")
+    add("--min-seconds", type=float, default=0.1, help="time each contender this long a round (default: 0.1)")
+    add("--seed", type=int, default=0, help="of the tensors and of the order in a round (default: 0)")
+    add("--output", type=pathlib.Path, help="write the report as JSON, for example to notebooks/recorded/")
+    add("--picture", type=pathlib.Path, help="draw the report as PNG")
+    add("--read", type=pathlib.Path, help="measure nothing, show this report")
+    options = parser.parse_args(arguments)
+    for file in (options.output, options.picture):
+        if file is not None and not file.parent.is_dir():  # now, and not after half an hour of measuring
+            parser.error(f"there is no folder {file.parent}: create it or name another file")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here: use --device cpu")
+    if min(options.rounds, options.threads) < 1:
+        parser.error("--rounds and --threads need at least 1")
+    if options.quick:
+        options.sets, options.rounds, options.min_seconds = ["tiny_200x64"], 5, 0.01
+
+    if options.read is not None:
+        report = json.loads(options.read.read_text())
+    else:
+        settings = Settings(*(getattr(options, field) for field in Settings._fields))
+        report = run(
+            options.sets, options.variants, settings, lambda line: print(line, file=sys.stderr, flush=True)
+        )
+    if options.output is not None:
+        options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    print(table(report))
+    if options.picture is not None:
+        picture(report).savefig(options.picture)
+    return 1 if report["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
