@@ -122,7 +122,7 @@ WRONG_AVERAGES = {
     "product of 1 − β": lambda g, b: average(g, b, lambda b, t: np.prod(1 - b)),
     "sum of 1 − β": lambda g, b: average(g, b, lambda b, t: np.sum(1 - b)),
     "product itself": lambda g, b: average(g, b, lambda b, t: np.prod(b)),
-    "minus, not divided": lambda g, b: [m - np.prod(b[: t + 1]) for t, m in enumerate(average(g, b, lambda b, t: 1))],
+    "minus, not divided": lambda g, b: np.array(average(g, b, lambda b, t: 1)) - np.cumprod(b),
     "corrects the stored average each step": lambda g, b: corrects_in_place(g, b),
     "starts at the first gradient": lambda g, b: average(g, b, lambda b, t: 1, start=g[0]),
     "starts there and corrects": lambda g, b: average(g, b, seen, start=g[0]),

@@ -5,8 +5,8 @@
     check.corrected_average(fn)   fn(gradients, betas) -> one corrected average per step
     check.adam_in_basis(fn)       fn(gradients, Q, lr) -> Adam's steps, counted along the columns of Q
 
-Each compares what the reader's function *does* with what it should do (the steps Adam takes with it, the value the
-average settles at), so that any correct formula passes, however it is written.
+Each compares what the reader's function *does* with what it should do (the steps Adam takes with it, the value
+the average settles at), so that any correct formula passes, however it is written.
 """
 
 import numpy as np
@@ -21,7 +21,8 @@ __all__ = ["adam_in_basis", "corrected_average", "for_summed_loss", "longest_mem
 def for_summed_loss(reader):
     """fn(lr, eps, batch): the (lr, eps) with which Adam on the summed loss steps as on the mean loss."""
     gradients = np.array([[3e-9, -2e-6, 0.5], [-1e-8, 5e-6, 0.25], [2e-8, 1e-6, -1.5], [4e-9, -3e-6, 0.75]])
-    for lr, eps, batch in ((1e-3, 1e-8, 256), (1e-3, 1e-8, 32), (0.5, 1e-3, 8), (1e-2, 1e-6, 100), (1e-3, 1e-8, 1)):
+    cases = (1e-3, 1e-8, 256), (1e-3, 1e-8, 32), (0.5, 1e-3, 8), (1e-2, 1e-6, 100), (1e-3, 1e-8, 1)
+    for lr, eps, batch in cases:
         call = f"for_summed_loss({lr:g}, {eps:g}, {batch})"
         new_lr, new_eps = _numbers(reader(lr, eps, batch), 2, "a pair of numbers, (lr, eps)", call)
         expect_that(
@@ -36,7 +37,7 @@ def for_summed_loss(reader):
             algorithm1(np.zeros(3), batch * gradients, new_lr, eps=new_eps).delta,
             algorithm1(np.zeros(3), gradients, lr, eps=eps).delta,
             tried=f"{call}, then Adam on {batch} × the gradients, [step, weight]",
-            look="Δ = α·c·m̂ / (c·√v̂ + ε): which ε gives α·m̂ / (√v̂ + 1e-8) back? Is anything left for α to do?",
+            look="Δ = α·c·m̂ / (c·√v̂ + ε): which ε gives the old Δ back? Is anything left for α to do?",
             rtol=0.0 if bitwise else 1e-12,
         )
     return "the same steps for batches of 256, 32, 8 and 1, bit for bit, and for 100 up to rounding"
@@ -65,13 +66,13 @@ def longest_memory(reader):
         expect(
             (1 - beta2) / (1 - beta2 * growth), factor,
             tried=f"v̂ / E[g²] in the long run, with the β2 of {call}",
-            look="(1−β2)·Σ β2^k·2^(k/n), summed over all ages k: a gradient of age k was 2^(k/n) times as large",
+            look="(1−β2)·Σ β2^k·2^(k/n) over all ages k: E[g²] was 2^(k/n) times as large then",
             rtol=1e-6,
         )  # fmt: skip
     return "v̂ settles at the factor asked for, for n = 1, 10, 100 and 1000"
 
 
-@check(start="section 2: unroll m_t with a β of its own at every step. Which weight does a gradient of step i carry?")
+@check(start="section 2: unroll m_t with a β of its own at every step. What weight does gradient i carry?")
 def corrected_average(reader):
     """fn(gradients, betas): the moving average with one β per step, divided by the sum of its weights."""
     rng = np.random.default_rng(1)
@@ -92,13 +93,13 @@ def corrected_average(reader):
         expect(
             reader(gradients.copy(), betas.copy()), expected,
             tried=name,
-            look="the sum of the weights (1−βᵢ)·βᵢ₊₁·…·β_t: put 1 for every gradient and see what m_t becomes",
+            look="the sum of the weights (1−βᵢ)·βᵢ₊₁·…·β_t: what is m_t if every gradient is 1?",
             rtol=1e-9, atol=1e-12,
         )  # fmt: skip
     return "agrees for constant, rising and falling β, for a β of 0, and for one gradient"
 
 
-@check(start="section 5: what are the gradient's coordinates along the columns of Q? Adam may only see those")
+@check(start="section 5: what are the gradient's coordinates along Q's columns? Adam may see only those")
 def adam_in_basis(reader):
     """fn(gradients [T, n], Q [n, n] orthogonal, lr): the steps Δ [T, n], in the original coordinates."""
     rng = np.random.default_rng(2)
@@ -115,7 +116,7 @@ def adam_in_basis(reader):
             reader(gradients.copy(), Q.copy(), 0.01),
             algorithm1(np.zeros(n), gradients @ Q, 0.01).delta @ Q.T,
             tried=f"adam_in_basis with {name}, lr=0.01, defaults otherwise; Δ[step, weight]",
-            look="the way there and the way back: coordinates along Q's columns are Qᵀg, and a vector returns by Q",
+            look="the way there and back: coordinates along Q's columns are Qᵀg, a vector returns by Q",
             rtol=1e-9, atol=1e-12,
         )  # fmt: skip
     return "agrees for no turn, 30°, a random basis in four dimensions, and a permutation"
