@@ -1,0 +1,48 @@
+# Each target makes its own set-up: a virtual environment in .venv with the versions of environment.yml.
+#   make PYTHON=/path/to/python3.11 test     another Python
+#   make JUPYTER_FLAGS="--no-browser" lab    flags for JupyterLab
+#   make BENCH_FLAGS="--help" bench          flags for the benchmark
+
+PYTHON ?= python3
+JUPYTER_FLAGS ?=
+BENCH_FLAGS ?=
+PY := .venv/bin/python
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
+
+lab: $(READY)  ## open JupyterLab at the first notebook
+	$(PY) -m jupyter lab $(JUPYTER_FLAGS) notebooks/00_start_here.ipynb
+
+test: $(READY)  ## run every test and every cell of every notebook, and compare what they print and draw
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=600 \
+		--nbval-sanitize-with=tests/nbval.cfg tests notebooks
+
+bench: $(READY)  ## time one step of each variant on this machine, beside torch.optim
+	$(PY) -m adamlib.instruments.benchmark $(BENCH_FLAGS)
+
+clean:  ## delete what the targets made, the environment too
+	rm -rf .venv build .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made again when environment.yml is newer. The .pth file makes adamlib importable from this folder, as an editable
+# install would, without building anything.
+$(READY): environment.yml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "This needs Python 3.10 or newer as $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.11 test"; \
+		exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu: sudo apt install python3-venv"; \
+		exit 1; }
+	@sed -n '/- pip:/,$$ { s/ *#.*//; s/^ *- \(.*==.*\)/\1/p; }' environment.yml > .venv/requirements.txt
+	@echo "installing the packages of environment.yml into .venv (a few minutes the first time)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r .venv/requirements.txt || { \
+		echo "pip could not install them (its reason is above). Is the network there? Then run the same command again."; \
+		exit 1; }
+	@echo "$(CURDIR)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/adam-notebooks.pth"
+	@touch $@

@@ -1,0 +1,102 @@
+"""Execute notebooks in place, so that two runs store the same bytes.
+
+    python notebooks/tools/execute.py notebooks/00_start_here.ipynb [more.ipynb ...]
+
+No times, versions of tools or random ids are stored. A notebook in which a cell raises is left as it was (cells tagged
+"raises-exception" may raise). Cells tagged "skip-execution" keep what is stored. What the hygiene tests would refuse is
+printed at the end; only a failed execution sets the exit status.
+"""
+
+import os
+import pathlib
+import sys
+import time
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# What a kernel runs under, here and in the tests (notebooks/conftest.py). The last four lines choose one code path on
+# all x86 processors with AVX2: left alone, torch, MKL and NumPy pick their own by the processor, and the last bits
+# of a matrix product, and with them a pixel of a figure, follow the choice.
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "PYTHONHASHSEED": "0",
+    "SOURCE_DATE_EPOCH": "0",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",  # stored outputs are those of a machine without a GPU
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+}
+CELL_METADATA = ("tags", "slideshow", "jupyter", "cellView", "_kg_hide-input", "_kg_hide-output")
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def execute(path):
+    """Run all cells of the notebook at ``path`` in a new kernel and write it back. Raises CellExecutionError."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+    def progress(cell, cell_index):
+        if sys.stderr.isatty() and cell in cells:
+            print(f"\r{path.name}: cell {cells.index(cell) + 1} of {len(cells)} ", end="", file=sys.stderr)
+
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}}, on_cell_start=progress,
+    )  # fmt: skip
+    client.execute()
+    normalise(notebook)
+    draft = path.with_suffix(".tmp")
+    nbformat.write(notebook, draft)
+    draft.replace(path)
+
+
+def normalise(notebook):
+    """Cell ids and prompt numbers count from 1, metadata is what the series uses and nothing else."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5  # the first format with cell ids
+    prompt = 0
+    for number, cell in enumerate(notebook.cells, 1):
+        cell.id = f"cell-{number}"
+        cell.metadata = nbformat.from_dict({k: cell.metadata[k] for k in CELL_METADATA if k in cell.metadata})
+        if cell.cell_type == "code":
+            prompt += 1
+            cell.execution_count = prompt
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = prompt
+
+
+def main(paths):
+    from hygiene import problems
+
+    if not paths:
+        sys.exit(__doc__.split("\n\n")[1].strip())
+    os.environ.update(ENVIRONMENT)
+    failed = []
+    for path in map(pathlib.Path, paths):
+        if not path.is_file():
+            sys.exit(f"{path} is not a file: give the path of a notebook, as in notebooks/00_start_here.ipynb")
+        start = time.perf_counter()
+        try:
+            execute(path)
+        except CellExecutionError as error:
+            print(f"\n{path}: left as it was, because a cell raised:\n{error}", file=sys.stderr)
+            failed.append(str(path))
+            continue
+        print(f"{path}: executed in {time.perf_counter() - start:.0f} s")
+        for problem in problems(path):
+            print(f"  {problem}")
+    if failed:
+        sys.exit("not executed: " + ", ".join(failed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

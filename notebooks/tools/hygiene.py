@@ -1,0 +1,154 @@
+"""What every notebook of the series must keep to, as a list of sentences about what it does not.
+
+    python notebooks/tools/hygiene.py notebooks/*.ipynb
+"""
+
+import pathlib
+import re
+import sys
+
+import nbformat
+
+SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
+NOT_COMPARED = {"nbval-skip", "nbval-ignore-output"}
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users)/|[A-Z]:\\Users\\")
+FRAME = {  # what a chapter's text must contain
+    "what the reader will be able to do": r"after this chapter you can",
+    "how long it takes": r"minutes",
+    "what to know first": r"know first|before you (start|begin)|you should know|prerequisite",
+    "the summary": r"five lines for lunch",
+    "the references": r"references",
+}
+
+
+def problems(path):
+    """Sentences about the notebook at ``path``; an empty list when there is nothing to mend.
+
+    Chapters 01 to 09 must have the whole frame (length, figures, exercises, headings); others just the cell rules.
+    """
+    path = pathlib.Path(path)
+    notebook = nbformat.read(path, as_version=4)
+    found = [text for number, cell in enumerate(notebook.cells, 1) for text in _cell(number, cell, path.parent)]
+    found += _compared(notebook)
+    if re.match(r"0[1-9]_", path.name):
+        found += _frame(notebook, path)
+    return found
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def pictures(cell):
+    """(mime type, alt text) of the pictures among a code cell's outputs."""
+    for output in cell.get("outputs", []):
+        for mime in output.get("data", {}):
+            if mime.startswith("image/"):
+                yield mime, output.get("metadata", {}).get(mime, {}).get("alt", "")
+
+
+def _cell(number, cell, folder):
+    if cell.metadata.get("slideshow", {}).get("slide_type") not in SLIDE_TYPES:
+        yield f"cell {number}: no slide metadata; set slideshow.slide_type to one of {sorted(SLIDE_TYPES)}"
+    if cell.cell_type == "markdown":
+        yield from _markdown(number, cell, folder)
+    elif cell.cell_type == "code":
+        yield from _code(number, cell)
+
+
+def _markdown(number, cell, folder):
+    for alt, _ in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", cell.source):
+        if not alt.strip():
+            yield f"cell {number}: a picture without alt text"
+    for img in re.findall(r"<img\b[^>]*>", cell.source):
+        if not re.search(r'\balt="[^"]+"', img):
+            yield f"cell {number}: a picture without alt text"
+    for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", cell.source):
+        if ":" not in target and not (folder / target).exists():
+            yield f"cell {number}: the link to {target} leads nowhere"
+
+
+def _code(number, cell):
+    if not cell.source.strip():
+        yield f"cell {number}: an empty code cell; delete it"
+        return
+    if cell.execution_count is None:
+        yield f"cell {number}: not executed; run notebooks/tools/execute.py"
+    lines = len(cell.source.splitlines())
+    if lines > 20:
+        yield f"cell {number}: {lines} lines of code; split it (20 at most)"
+    for output in cell.outputs:
+        if output.get("name") == "stderr":
+            yield f"cell {number}: wrote to stderr: {output.text.strip()[:80]!r}"
+        if output.output_type == "error" and not tags(cell) & {"raises-exception", "nbval-raises-exception"}:
+            yield f"cell {number}: raised {output.ename}"
+        # a path in a picture's bytes would be chance, and base64 has slashes of its own
+        texts = [output.get("text", "")] + [v for k, v in output.get("data", {}).items() if "image/" not in k]
+        texts += output.get("traceback", [])
+        for text in texts:
+            leak = MACHINE_PATH.search(re.sub(r"base64,[\w+/=]+", "", str(text)))
+            if leak:
+                yield f"cell {number}: a path of this machine in its output ({leak.group()}...)"
+    for mime, alt in pictures(cell):
+        if not str(alt).strip():
+            yield f"cell {number}: {mime} without alt text; show it with adamlib.teaching.figures.show"
+    if "solution" in tags(cell):
+        folded = (
+            cell.metadata.get("jupyter", {}).get("source_hidden") is True
+            and cell.metadata.get("cellView") == "form"
+            and cell.metadata.get("_kg_hide-input") is True
+            and cell.metadata.get("slideshow", {}).get("slide_type") == "skip"
+            and cell.source.startswith("#@title Solution")
+        )
+        if not folded:
+            yield (
+                f"cell {number}: a solution that is not folded everywhere; it needs jupyter.source_hidden, cellView "
+                "form, _kg_hide-input, slide_type skip and '#@title Solution' as its first line"
+            )
+
+
+def _compared(notebook):
+    cells = code_cells(notebook)
+    off = [cell for cell in cells if tags(cell) & NOT_COMPARED or "NBVAL_" in cell.source]
+    if len(off) > 0.05 * len(cells):
+        yield f"{len(off)} of {len(cells)} code cells are not compared; at most 5 % may be left out"
+
+
+def _frame(notebook, path):
+    cells = notebook.cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    if not 40 <= len(cells) <= 70:
+        yield f"{len(cells)} cells; a chapter has 40 to 70"
+    if not cells[0].source.startswith("# "):
+        yield "the first cell is no title"
+    for meaning, words in FRAME.items():
+        if not re.search(words, text, re.IGNORECASE):
+            yield f"{meaning} is missing: nothing like {words!r} in the text"
+    number = int(path.name[:2])
+    for other in (number - 1, number + 1):
+        if other <= 9 and not re.search(rf"\]\(0{other}_\w+\.ipynb", text):
+            yield f"no link to chapter 0{other}"
+    drawn = [number for number, cell in enumerate(cells, 1) if any(True for _ in pictures(cell))]
+    if len(drawn) < 4 or drawn[0] > 10:
+        yield f"figures in cells {drawn}; at least four, the first within ten cells"
+    solutions = [cell for cell in cells if "solution" in tags(cell)]
+    marks = re.findall(r"●○○|●●○|●●●", text)
+    if len(solutions) < 3 or len(marks) < 3:
+        yield f"{len(marks)} exercises with a difficulty (●○○ to ●●●), {len(solutions)} solutions; at least three each"
+
+
+def main(paths):
+    bad = 0
+    for path in paths:
+        for problem in problems(path):
+            bad += 1
+            print(f"{path}: {problem}")
+    sys.exit(f"{bad} to mend" if bad else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
