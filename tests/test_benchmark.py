@@ -160,9 +160,8 @@ def test_a_row_of_every_variant(variant):
 
 
 def test_same_bits_sees_one_bit():
-    one, other = (
-        benchmark.optimizer(kind, SETS["digits_mlp"](), {}, BRIEF) for kind in (adamlib.Adam, torch.optim.Adam)
-    )
+    kinds = (adamlib.Adam, torch.optim.Adam)
+    one, other = (benchmark.optimizer(kind, SETS["digits_mlp"](), {}, BRIEF) for kind in kinds)
     one.step(), other.step()
     assert benchmark.same_bits(one, other)
     moment = other.state[other.param_groups[0]["params"][2]]["exp_avg_sq"]
@@ -215,8 +214,8 @@ def test_the_limit_streams_what_a_step_touches(name, bytes_, monkeypatch):
 
 def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
     output, picture = tmp_path / "run.json", tmp_path / "run.png"
-    arguments = ["--sets", "digits_mlp", "--variants", "single", "noise, fused", "--rounds", "2", "--threads", "1"]
-    arguments += ["--min-seconds", "0.001", "--output", str(output), "--picture", str(picture)]
+    arguments = ["--sets", "digits_mlp", "--variants", "single", "noise, fused", "--rounds", "2"]
+    arguments += ["--threads", "1", "--min-seconds", "0.001", "--output", str(output), "--picture", str(picture)]
     assert benchmark.main(arguments) == 0
 
     report = json.loads(output.read_text())
