@@ -133,7 +133,7 @@ def growth_ratio(growth, beta1: float, beta2: float, t=math.inf):
     """R(γ): |Δ_t|/α when every gradient is γ times the one before it (γ = 1: constant; inf: a spike).
 
     For γ ≤ β₂/β₁ it is also the exact bound for all gradients with |g_i| ≤ γ|g_{i−1}| (Theorem 3 of
-    chapter 02); γ = β₂/β₁ gives C_t. For larger γ the restriction no longer binds and the bound is C_t itself.
+    chapter 02), and γ = β₂/β₁ gives C_t. For larger γ the restriction does not bind: the bound is C_t.
 
     Args:
         growth: γ > 0, number or array, math.inf allowed.
@@ -194,7 +194,7 @@ def first_step_above(level: float, beta1: float, beta2: float) -> int:
     """
     supremum = worst_ratio(beta1, beta2, math.inf)
     if not level < supremum:
-        raise ValueError(f"C_t at betas ({beta1}, {beta2}) has the supremum {supremum:.6g}: never above {level}")
+        raise ValueError(f"C_t has the supremum {supremum:.6g} at these betas, which is not above {level}")
     above = 1
     while worst_ratio(beta1, beta2, above) <= level:  # C_t increases in t: double, then halve the interval
         above *= 2
