@@ -18,7 +18,8 @@ def single_tensor(
     """One Adam step, tensor by tensor (Kingma & Ba 2015, Algorithm 1). Lists as in `adamlib.variants`.
 
     Takes every dtype and layout, complex too. The counts are read on the host, so it cannot be captured.
-    Bitwise equal to torch.optim.Adam(foreach=False) and to `foreach` on a CPU, in every dtype.
+    Bitwise equal to torch.optim.Adam(foreach=False) on a CPU, in every dtype, and there to `foreach`, except for
+    complex parameters with L2 decay, in which torch's own two round differently.
     Source of the conventions: torch/optim/adam.py, `_single_tensor_adam` (torch 2.13).
     """
     refuse_grad_scaler(grad_scale, found_inf, "the single-tensor variant")
@@ -29,10 +30,8 @@ def single_tensor(
 
     for t, *tensors in zip(steps, params, grads, exp_avgs, exp_avg_sqs, tops):
         step_size, root_c2 = scales[t]
-        if tensors[0].is_complex():
-            tensors = as_real(tensors)
         # a 1-element tensor β₁ has to have the parameter's dtype and device for lerp_
-        keep = 1 - (beta1.to(tensors[0]) if isinstance(beta1, Tensor) else beta1)
+        keep = 1 - (beta1.to(tensors[0].real) if isinstance(beta1, Tensor) else beta1)
         for p, g, m, v, top in in_cache(*tensors):
             if maximize:
                 g = -g
@@ -40,6 +39,8 @@ def single_tensor(
                 p.mul_(1 - lr * weight_decay)                 # θ ← (1 − αλ) θ
             elif weight_decay != 0:
                 g = g.add(p, alpha=weight_decay)              # g ← g + λθ
+            if p.is_complex():  # only now: a complex sum rounds otherwise than two real ones
+                p, g, m, v, top = as_real([p, g, m, v, top])
             m.lerp_(g, keep)                                  # m ← m + (1−β₁)(g − m) = β₁m + (1−β₁)g
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)     # v ← β₂v + (1−β₂)g²
             if amsgrad:
