@@ -12,7 +12,7 @@ from .variants.foreach import foreach as foreach_
 from .variants.fused import fused as fused_
 from .variants.single_tensor import single_tensor
 
-FOREACH_BY_DEFAULT = ("cuda", "xpu", "mtia", torch._C._get_privateuse1_backend_name())
+FOREACH_BY_DEFAULT = ("cuda", "xpu", "mtia", torch.device("privateuseone").type)
 
 
 def adam(
@@ -101,4 +101,6 @@ def refuse_combinations(*, foreach, differentiable, fused) -> None:
 
 def to_scalar(x: float | Tensor) -> float | Tensor:
     """A 1-element tensor as a 0-dim one, so that it never broadcasts a shape into the parameters."""
+    if isinstance(x, Tensor) and x.numel() != 1:
+        raise ValueError(f"lr and betas as Tensors must be 1-element, but got one of shape {tuple(x.shape)}")
     return x.squeeze() if isinstance(x, Tensor) and x.dim() else x

@@ -10,6 +10,9 @@ from torch.optim.optimizer import Optimizer
 
 from .functional import adam, refuse_combinations, to_scalar
 from .state import Gathered, gather, place_step, step_dtype
+from .variants.differentiable import refuse_leaves
+from .variants.fused import refuse_misfits
+from .variants.steps import refuse_grad_scaler
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
 FORMER_DEFAULTS = {
@@ -59,7 +62,7 @@ class Adam(Optimizer):
         if isinstance(param_group, dict):  # anything else: the base class says what is wrong
             betas = validated({**self.defaults, **param_group})
             if "betas" in param_group:
-                param_group = {**param_group, "betas": betas}
+                param_group["betas"] = betas
         super().add_param_group(param_group)
 
     @property
@@ -78,9 +81,25 @@ class Adam(Optimizer):
                 loss = closure()
 
         scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
+        if torch.compiler.is_compiling():
+            self._step_groups(**scaler)
+            return loss
+        known = len(self.state)
+        try:
+            self._step_groups(**scaler)
+        except Exception:
+            while len(self.state) > known:  # what was created for a step that was not taken
+                self.state.popitem()
+            raise
+        return loss
+
+    def _step_groups(self, **scaler) -> None:
+        groups = [(self._lists(index, group), group) for index, group in enumerate(self.param_groups)]
+        if len(groups) > 1 and not torch.compiler.is_compiling():
+            for lists, group in groups:  # every group is checked before one of them is stepped
+                _refuse_group(lists, group, **scaler)
         one_launch = []  # the groups of our own kernel, which steps all of them together
-        for index, group in enumerate(self.param_groups):
-            lists = self._lists(index, group)
+        for lists, group in groups:
             options = dict(zip(("beta1", "beta2"), group["betas"]), **{name: group[name] for name in ARITHMETIC})
             if group["fused"] == "triton":
                 one_launch.append((lists, options))
@@ -89,7 +108,6 @@ class Adam(Optimizer):
                 adam(*lists, **options, **{name: group[name] for name in CHOICE}, **scaler)
         if one_launch:
             self._step_with_triton(one_launch, **scaler)
-        return loss
 
     def _step_with_triton(self, groups: list[tuple], **scaler) -> None:
         from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
@@ -139,7 +157,7 @@ class Adam(Optimizer):
             for option, former in FORMER_DEFAULTS.items():
                 group.setdefault(option, former)
             try:
-                group["betas"] = validated(group)
+                group["betas"] = validated(group, loaded=True)
             except KeyError as missing:
                 raise ValueError(f"loaded state dict: param group {i} has no {missing}") from None
             for j, param in enumerate(group["params"]):
@@ -173,8 +191,12 @@ ARITHMETIC = ("lr", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", 
 CHOICE = ("foreach", "capturable", "differentiable", "fused")
 
 
-def validated(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
-    """Check the options of a group, in torch's order and with its exception types; return the betas, 0-dim."""
+def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tensor, float | Tensor]:
+    """Check the options of a group, in torch's order and with its exception types; return the betas, 0-dim.
+
+    loaded: from a checkpoint, where betas may differ in type: older torch took (0, 0.99), and a schedule that
+    cycles β₁ leaves a float beside a tensor.
+    """
     lr, betas, eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
     foreach, capturable = group["foreach"], group["capturable"]
     if isinstance(lr, Tensor):
@@ -195,7 +217,7 @@ def validated(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
     if not 0.0 <= weight_decay:
         raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-    if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
+    if not (loaded or all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
         raise ValueError("betas must be either both floats or both Tensors")
     if isinstance(betas[0], Tensor) and foreach and not capturable:
         raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
@@ -203,6 +225,18 @@ def validated(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
         raise ValueError(f"Invalid fused value: {group['fused']!r}. Use True, False, None or 'triton'")
     refuse_combinations(foreach=foreach, differentiable=group["differentiable"], fused=group["fused"])
     return tuple(map(to_scalar, betas))
+
+
+def _refuse_group(lists, group: dict[str, Any], grad_scale, found_inf) -> None:
+    """Raise what the group's variant would raise, without taking a step."""
+    refuse_combinations(foreach=group["foreach"], differentiable=group["differentiable"], fused=group["fused"])
+    if group["fused"] is True:
+        refuse_misfits(*lists[:5])
+    if not group["fused"]:
+        refuse_grad_scaler(grad_scale, found_inf, "a group that is not fused")
+    if group["differentiable"]:
+        with torch.enable_grad():
+            refuse_leaves(lists.params, lists.state_steps)
 
 
 def _own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
@@ -227,7 +261,12 @@ def _own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bo
             )
         if copy and isinstance(value, Tensor):
             own[key] = value.clone(memory_format=torch.preserve_format)
-    if not isinstance(own["step"], Tensor):
-        own["step"] = torch.tensor(float(own["step"]), dtype=step_dtype(group))
+    step = own["step"]
+    if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))):
+        raise ValueError(
+            f"loaded state dict: step of parameter {where} must be one number, but it is {step!r}"
+        )
+    if not isinstance(step, Tensor):
+        own["step"] = torch.tensor(float(step), dtype=step_dtype(group))
     place_step(group, param, own)
     return own

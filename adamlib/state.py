@@ -6,7 +6,7 @@ kernel. They are used again only while every tensor in them is still the one tha
 """
 from __future__ import annotations
 
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, is_, methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -136,7 +136,7 @@ class Gathered:
         return lists._replace(grads=grads)
 
     def _holds(self, key: str, tensors: list[Tensor]) -> bool:
-        return all(map(is_, map(itemgetter(key), self.states), tensors))
+        return all(map(is_, map(methodcaller("get", key), self.states), tensors))
 
 
 def join_steps(states: list[dict[str, Any]]) -> None:

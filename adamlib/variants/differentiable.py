@@ -24,7 +24,7 @@ def differentiable(
     (torch's differentiable form folds lr into the denominator and differs in the last bits).
     """
     refuse_grad_scaler(grad_scale, found_inf, "the differentiable variant")
-    _refuse_leaves(params, state_steps)
+    refuse_leaves(params, state_steps)
     advance(state_steps)
     tops = max_exp_avg_sqs if amsgrad else exp_avg_sqs  # the v that is divided by; without AMSGrad v itself
     for t, *tensors in zip(on_host(state_steps), params, grads, exp_avgs, exp_avg_sqs, tops):
@@ -56,7 +56,7 @@ def differentiable(
             top.copy_(v_max)
 
 
-def _refuse_leaves(params: list[Tensor], state_steps: list[Tensor]) -> None:
+def refuse_leaves(params: list[Tensor], state_steps: list[Tensor]) -> None:
     """Raise where autograd could not go through the step, before anything is changed."""
     for i, (param, step) in enumerate(zip(params, state_steps)):
         if step.requires_grad:

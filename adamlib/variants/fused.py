@@ -28,7 +28,7 @@ def fused(
     """
     if not params:
         return
-    _refuse_misfits(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
+    refuse_misfits(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
     advance(state_steps)
     kernel = torch._fused_adamw_ if decoupled_weight_decay else torch._fused_adam_
     for ps, gs, ms, vs, tops, steps in by_device_and_dtype(
@@ -47,7 +47,7 @@ def fused(
 
 def refuse_unfusable(param: Tensor) -> None:
     """Raise unless torch has the kernel for tensors of this kind on this device."""
-    devices = ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch._C._get_privateuse1_backend_name())
+    devices = ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch.device("privateuseone").type)
     if not param.is_floating_point() or param.device.type not in devices:
         raise RuntimeError(
             f"`fused=True` requires all the params to be floating point Tensors of supported devices: "
@@ -60,7 +60,7 @@ def _beside(lr: float | Tensor, device: torch.device) -> float | Tensor:
     return lr.to(device, non_blocking=True) if isinstance(lr, Tensor) and not lr.is_cpu else lr
 
 
-def _refuse_misfits(params, grads, *moments) -> None:
+def refuse_misfits(params, grads, *moments) -> None:
     """Raise unless each tensor lies in memory exactly as its parameter does."""
     columns = [column for column in (grads, *moments) if column]
     dtypes, sizes = [p.dtype for p in params], list(map(Tensor.numel, params))
