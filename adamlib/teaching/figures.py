@@ -107,6 +107,7 @@ class _Film(AbstractMovieWriter):
         # One palette for all frames and no dithering: pixels that do not move stay the same and cost no bytes.
         sample = np.concatenate([np.asarray(f) for f in self.frames[:: max(1, len(self.frames) // 8)]])
         palette = Image.fromarray(sample).quantize(255, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        palette.putpalette([255 if level > 249 else level for level in palette.getpalette()])  # white stays white
         first, *rest = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in self.frames]
         gif = io.BytesIO()
         first.save(gif, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, optimize=True)

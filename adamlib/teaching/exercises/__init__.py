@@ -122,8 +122,8 @@ def _same_numbers(yours, expected, rtol, atol):
     if got.shape != want.shape:
         return False, f"shape {list(got.shape)}", f"shape {list(want.shape)}", ""
     with np.errstate(all="ignore"):
-        agree = (got == want) | (np.abs(np.subtract(got, want, dtype=np.result_type(got, want, np.float64)))
-                                 <= atol + rtol * np.abs(want))  # fmt: skip
+        distance = np.abs(np.subtract(got, want, dtype=np.result_type(got, want, np.float64)))
+        agree = (got == want) | (np.isfinite(want) & (distance <= atol + rtol * np.abs(want)))
     agree |= np.isnan(got) & np.isnan(want)
     if agree.all():
         return True, "", "", ""
