@@ -168,7 +168,7 @@ def test_bytes_per_parameter_with_options(library, option, variant):
 
 
 def test_adamlib_on_resnet18():
-    """Same bytes as torch. Its calls follow from its blocks: seven passes over each, and three calls around."""
+    """Same bytes as torch. Its calls follow from its blocks: seven passes over each, and three calls."""
     pieces, buckets, filled = 0, 0, CACHE_ELEMENTS
     for shape in RESNET18:
         left = parameter_sets.count_parameters([shape])

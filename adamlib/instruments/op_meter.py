@@ -124,12 +124,10 @@ class OpMeter(TorchDispatchMode):
         kwargs = kwargs or {}
         result = op(*args, **kwargs)
         arguments = list(tensor_arguments(op, args, kwargs))
-        old = {id(argument.tensor.untyped_storage()) for argument in arguments}
         if op is torch.ops.aten.lift_fresh.default:
-            arguments, old = [], {}  # its argument was made on the way here, unseen
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        new = [tensor for tensor in outputs if id(tensor.untyped_storage()) not in old]
-        if outputs and not new and not op._schema.is_mutable:
+            arguments.clear()  # its argument was made on the way here, unseen
+        new = new_tensors([argument.tensor for argument in arguments], result)
+        if not new and tensors_in(result) and not op._schema.is_mutable:
             return result  # a view
         name = short_name(op)
         row = self._rows.get(name, OpRow(name, 0, 0, 0))
@@ -178,9 +176,19 @@ def tensor_arguments(op, args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor
         if name.startswith("_fused_") and argument.name == "grads":
             written = kwargs.get("grad_scale") is not None
         read = not (factory or argument.is_out or (written and name in WRITE_ONLY))
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, Tensor):
-                yield TensorArgument(leaf, read, written)
+        for tensor in tensors_in(value):
+            yield TensorArgument(tensor, read, written)
+
+
+def tensors_in(nested: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dicts, in order."""
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
+def new_tensors(arguments: list[Tensor], result: Any) -> list[Tensor]:
+    """The tensors in a result that share no storage with an argument: no views, no arguments."""
+    old = {id(tensor.untyped_storage()) for tensor in arguments}
+    return [tensor for tensor in tensors_in(result) if id(tensor.untyped_storage()) not in old]
 
 
 def short_name(op) -> str:
