@@ -30,7 +30,7 @@ def rest_point(reader):
     return "agrees for 8 gradients and decays, one of them as small as ε, one of them 0"
 
 
-@check(start="update_moments and move above; only the denominator changes")
+@check(start="look_back and move above; only the denominator changes")
 def corrected_max_step(reader):
     """``corrected_max_step(param, grad, m, v, top, t, *, lr, beta1, beta2, eps, weight_decay)``, all in place.
 
