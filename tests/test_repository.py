@@ -252,6 +252,13 @@ def test_all_chapters_begin_with_the_same_setup_cell():
     assert len({cell.source for cell in first.values()}) <= 1
 
 
+def test_links_may_point_ahead_but_not_into_a_gap(tmp_path):
+    link = text("[04](04_foreach.ipynb) [05](05_fused_cuda.ipynb)")
+    assert problems(written(tmp_path, "03_single_tensor.ipynb", [link]).rename(tmp_path / "notebooks/00_x.ipynb")) == []
+    written(tmp_path, "05_fused_cuda.ipynb", [])
+    assert problems(tmp_path / "notebooks/00_x.ipynb") == ["cell 1: the link to 04_foreach.ipynb leads nowhere"]
+
+
 def slide(kind="slide", **more):
     return {"slideshow": {"slide_type": kind}, **more}
 
@@ -372,6 +379,13 @@ def test_a_hole_in_a_chapter_is_found(tmp_path, drop, complaint):
 def test_late_and_few_figures_are_found(tmp_path):
     late = [cell for cell in chapter() if not cell.get("outputs") or "one" not in str(cell.outputs)]
     assert any("the first within ten cells" in one for one in problems_of_chapter(tmp_path, late))
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "adamlib/teaching/DIGITS.md"])
+def test_links_between_files_resolve(name):
+    links = re.findall(r"\]\(([^)\s#:]+)\)|`(notebooks/[\w./]+|tests/[\w./]+)`", (ROOT / name).read_text())
+    for target in (one or two for one, two in links):
+        assert (ROOT / name).parent.joinpath(target).exists(), f"{name} points to {target}, which is not there"
 
 
 # ------------------------------------------------------------------------------------------ running notebooks
