@@ -1,0 +1,56 @@
+"""One thread for torch, and at the end of a run the number of configurations compared bit by bit."""
+
+import collections
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+_TALLY = collections.Counter()
+_FIGURES = {}
+
+
+class Tally:
+    """Counts configurations compared bit by bit with torch's same variant, and those that were equal."""
+
+    def add(self, variant, equal):
+        _TALLY[variant, "tried"] += 1
+        _TALLY[variant, "equal"] += bool(equal)
+
+    def figure(self, name, text):
+        _FIGURES[name] = text
+
+
+@pytest.fixture(scope="session")
+def tally():
+    return Tally()
+
+
+@pytest.fixture
+def torch_capturable_on_cpu(monkeypatch):
+    """Let torch's own capturable code run on a CPU, where it refuses to, to compare with it."""
+    import torch.optim.adam as module
+
+    monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda **_: ["cpu", "cuda"])
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    variants = sorted({variant for variant, _ in _TALLY})
+    if variants:
+        total = {word: sum(_TALLY[variant, word] for variant in variants) for word in ("equal", "tried")}
+        terminalreporter.section("bit for bit with torch")
+        for variant in variants:
+            terminalreporter.line(
+                f"{variant}: {_TALLY[variant, 'equal']} of {_TALLY[variant, 'tried']} equal"
+            )
+        terminalreporter.line(f"configurations equal / tried: {total['equal']} / {total['tried']}")
+    for name, text in _FIGURES.items():
+        terminalreporter.line(f"{name}: {text}")
