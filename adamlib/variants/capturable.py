@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .partition import as_real, buckets, by_device_and_dtype, in_cache
-from .steps import advance, refuse_grad_scaler
+from .steps import advance, refuse_grad_scaler, together
 
 
 def capturable_single(
@@ -32,28 +32,27 @@ def capturable_single(
     refuse_grad_scaler(grad_scale, found_inf, "the capturable variant")
     advance(state_steps)
     tops = max_exp_avg_sqs if amsgrad else exp_avg_sqs  # the v that is divided by; without AMSGrad v itself
-    for t, *tensors in zip(state_steps, params, grads, exp_avgs, exp_avg_sqs, tops):
-        scale, eps_hat = _scale_and_eps_hat(t, tensors[0], lr, beta1, beta2, eps)
-        if tensors[0].is_complex():
+    for ps, gs, ms, vs, ts, ns in by_device_and_dtype(params, grads, exp_avgs, exp_avg_sqs, tops, state_steps):
+        for scale, eps_hat, *tensors in zip(*_scales(ns, ps[0], lr, beta1, beta2, eps), ps, gs, ms, vs, ts):
             tensors = as_real(tensors)
-        b1, b2 = _like(beta1, tensors[0]), _like(beta2, tensors[0])
-        for p, g, m, v, top in in_cache(*tensors):
-            if maximize:
-                g = -g
-            if weight_decay != 0 and decoupled_weight_decay:
-                p.mul_(1 - lr * weight_decay)                 # θ ← (1 − αλ) θ
-            elif weight_decay != 0:
-                g = g.add(p, alpha=weight_decay)              # g ← g + λθ
-            m.lerp_(g, 1 - b1)                                # m ← β₁m + (1−β₁)g
-            if isinstance(b2, Tensor):                        # value= would read it on the host
-                v.mul_(b2).addcmul_(g, g * (1 - b2))
-            else:
-                v.mul_(b2).addcmul_(g, g, value=1 - b2)       # v ← β₂v + (1−β₂)g²
-            if amsgrad:
-                torch.maximum(top, v, out=top)                # v_max ← max(v_max, v)
-            ratio = top.sqrt().add_(eps_hat)                  # √v + ε√c₂
-            torch.div(m, ratio, out=ratio)
-            p.addcmul_(ratio, scale)                          # θ ← θ − α√c₂/c₁ · m / (√v + ε√c₂)
+            b1, b2 = _like(beta1, tensors[0]), _like(beta2, tensors[0])
+            for p, g, m, v, top in in_cache(*tensors):
+                if maximize:
+                    g = -g
+                if weight_decay != 0 and decoupled_weight_decay:
+                    p.mul_(1 - lr * weight_decay)                 # θ ← (1 − αλ) θ
+                elif weight_decay != 0:
+                    g = g.add(p, alpha=weight_decay)              # g ← g + λθ
+                m.lerp_(g, 1 - b1)                                # m ← β₁m + (1−β₁)g
+                if isinstance(b2, Tensor):                        # value= would read it on the host
+                    v.mul_(b2).addcmul_(g, g * (1 - b2))
+                else:
+                    v.mul_(b2).addcmul_(g, g, value=1 - b2)       # v ← β₂v + (1−β₂)g²
+                if amsgrad:
+                    torch.maximum(top, v, out=top)                # v_max ← max(v_max, v)
+                ratio = top.sqrt().add_(eps_hat)                  # √v + ε√c₂
+                torch.div(m, ratio, out=ratio)
+                p.addcmul_(ratio, scale)                          # θ ← θ − α√c₂/c₁ · m / (√v + ε√c₂)
 
 
 def capturable_foreach(
@@ -70,7 +69,7 @@ def capturable_foreach(
     advance(state_steps)
     tops = max_exp_avg_sqs if amsgrad else exp_avg_sqs
     for ps, gs, ms, vs, ts, ns in by_device_and_dtype(params, grads, exp_avgs, exp_avg_sqs, tops, state_steps):
-        scales = [_scale_and_eps_hat(n, p, lr, beta1, beta2, eps) for n, p in zip(ns, ps)]
+        scales = list(zip(*_scales(ns, ps[0], lr, beta1, beta2, eps)))
         for s, p, g, m, v, top in buckets(scales, *map(as_real, (ps, gs, ms, vs, ts))):
             scale, eps_hat = zip(*s)
             b1, b2 = _like(beta1, p[0]), _like(beta2, p[0])
@@ -95,12 +94,14 @@ def capturable_foreach(
             torch._foreach_addcmul_(p, ratio, scale)                   # θ ← θ − α√c₂/c₁ · m / (√v + ε√c₂)
 
 
-def _scale_and_eps_hat(step: Tensor, param: Tensor, lr, beta1, beta2, eps) -> tuple[Tensor, Tensor]:
-    """−α√c₂/c₁ and ε√c₂ as 0-dim tensors beside the parameter, in its precision but at least float32."""
-    real = param.real.dtype if param.is_complex() else param.dtype
-    t = step.to(torch.promote_types(real, torch.float32))
+def _scales(steps: list[Tensor], param: Tensor, lr, beta1, beta2, eps) -> tuple[tuple, tuple]:
+    """−α√c₂/c₁ and ε√c₂ for each count, as 0-dim tensors beside `param`, in its precision, at least float32.
+
+    Computed for all counts at once, so that the number of kernels does not grow with the number of tensors.
+    """
+    t = together(steps).to(torch.promote_types(param.dtype.to_real(), torch.float32))
     root_c2 = _correction(beta2, t).sqrt()
-    return root_c2 * (-lr / _correction(beta1, t)), root_c2 * eps
+    return (root_c2 * (-lr / _correction(beta1, t))).unbind(), (root_c2 * eps).unbind()
 
 
 def _correction(beta: float | Tensor, t: Tensor) -> Tensor:

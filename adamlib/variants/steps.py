@@ -33,6 +33,12 @@ def on_host(state_steps: list[Tensor]) -> list[float]:
     return [step.item() for step in state_steps] if counter is None else counter.tolist()
 
 
+def together(state_steps: list[Tensor]) -> Tensor:
+    """The counts of tensors on one device as one 1-D tensor on that device, nothing read on the host."""
+    counter = getattr(state_steps, "counter", None)
+    return torch.stack(state_steps) if counter is None else counter
+
+
 def refuse_grad_scaler(grad_scale: Tensor | None, found_inf: Tensor | None, variant: str) -> None:
     """Only a fused kernel unscales gradients; anywhere else a scale handed in would silently be lost."""
     if grad_scale is not None or found_inf is not None:
