@@ -99,7 +99,7 @@ def _scales(steps: list[Tensor], param: Tensor, lr, beta1, beta2, eps) -> tuple[
 
     Computed for all counts at once, so that the number of kernels does not grow with the number of tensors.
     """
-    t = together(steps).to(torch.promote_types(param.dtype.to_real(), torch.float32))
+    t = together(steps).to(torch.promote_types(param.real.dtype, torch.float32))
     root_c2 = _correction(beta2, t).sqrt()
     return (root_c2 * (-lr / _correction(beta1, t))).unbind(), (root_c2 * eps).unbind()
 
