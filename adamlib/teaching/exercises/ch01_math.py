@@ -5,8 +5,8 @@
     check.corrected_average(fn)   fn(gradients, betas) -> one corrected average per step
     check.adam_in_basis(fn)       fn(gradients, Q, lr) -> Adam's steps, counted along the columns of Q
 
-Each compares what the reader's function *does* with what it should do (the steps Adam takes with it, the value
-the average settles at), so that any correct formula passes, however it is written.
+Each compares what the reader's function *does* with what it should do (the steps Adam takes with it, the
+value the average settles at), so that any correct formula passes, however it is written.
 """
 
 import numpy as np
@@ -80,7 +80,7 @@ def corrected_average(reader):
         "gradients all 1, β = .9, .8, .7, .6": (np.ones(4), np.array([0.9, 0.8, 0.7, 0.6])),
         "one β for all steps, .9": (np.array([4.0, -2.0, 1.0, 3.0]), np.full(4, 0.9)),
         "β rising from .5 to .99": (rng.standard_normal(30), np.linspace(0.5, 0.99, 30)),
-        "β falling from .95 to .85, as OneCycleLR does": (rng.standard_normal(30), np.linspace(0.95, 0.85, 30)),
+        "β falling from .95 to .85, as in OneCycleLR": (rng.standard_normal(30), np.linspace(0.95, 0.85, 30)),
         "a β of 0 at the 3rd step": (np.array([5.0, 1.0, -2.0, 3.0]), np.array([0.9, 0.9, 0.0, 0.9])),
         "a single gradient": (np.array([7.0]), np.array([0.999])),
     }
