@@ -10,7 +10,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test bench clean
+.PHONY: help lab test bench kaggle student clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -25,6 +25,12 @@ test: $(READY)  ## run every test and every cell of every notebook, and compare 
 
 bench: $(READY)  ## time one step of each variant on this machine, beside torch.optim
 	$(PY) -m adamlib.instruments.benchmark $(BENCH_FLAGS)
+
+kaggle: $(READY)  ## write one self-contained notebook per chapter for Kaggle and Colab, in build/kaggle
+	$(PY) notebooks/tools/kaggle.py
+
+student: $(READY)  ## write the series without solutions, to hand out in class, in build/student
+	$(PY) notebooks/tools/student.py
 
 clean:  ## delete what the targets made, the environment too
 	rm -rf .venv build .pytest_cache

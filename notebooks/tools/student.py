@@ -1,0 +1,47 @@
+"""Write the series without solutions and without outputs, to hand out in class: build/student/.
+
+    python notebooks/tools/student.py
+
+The cells tagged "solution" and the speaker notes are left out; a lecturer keeps the originals. adamlib is copied
+beside the notebooks, so the folder is complete: zip it and hand it out.
+"""
+
+import pathlib
+import shutil
+import sys
+
+import nbformat
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "student"
+
+
+def without_solutions(notebook):
+    """The notebook less its solutions, its speaker notes and all outputs."""
+    notebook.cells = [
+        cell for cell in notebook.cells
+        if "solution" not in cell.metadata.get("tags", [])
+        and cell.metadata.get("slideshow", {}).get("slide_type") != "notes"
+    ]  # fmt: skip
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def main():
+    chapters = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not chapters:
+        sys.exit("no chapters in notebooks/: is this a complete clone?")
+    shutil.rmtree(BUILD, ignore_errors=True)
+    BUILD.mkdir(parents=True)
+    for path in chapters:
+        notebook = nbformat.read(path, as_version=4)
+        before = len(notebook.cells)
+        nbformat.write(without_solutions(notebook), BUILD / path.name)
+        print(f"{(BUILD / path.name).relative_to(ROOT)}  {before - len(notebook.cells)} of {before} cells left out")
+    shutil.copytree(ROOT / "adamlib", BUILD / "adamlib", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+if __name__ == "__main__":
+    main()

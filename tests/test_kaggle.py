@@ -1,0 +1,103 @@
+"""The exported notebooks: self-contained, and each runs alone in an empty folder without network."""
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import kaggle  # noqa: E402
+import student  # noqa: E402
+
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folders = kaggle.build(out=tmp_path_factory.mktemp("kaggle"), user="somebody")
+    return {folder.name: folder for folder in folders}
+
+
+def without_network():
+    """The words that start a command in a network namespace of its own, where this machine allows it."""
+    unshare = ["unshare", "--map-root-user", "--net"]
+    allowed = shutil.which("unshare") and subprocess.run([*unshare, "true"], capture_output=True).returncode == 0
+    return unshare if allowed else []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_runs_alone_in_an_empty_folder_without_network(built, chapter, tmp_path, monkeypatch):
+    notebook = nbformat.read(built[chapter] / f"{chapter}.ipynb", as_version=4)
+    source = "import adamlib, pathlib\nassert pathlib.Path(adamlib.__file__).parents[1] == pathlib.Path.cwd()"
+    notebook.cells.append(nbformat.v4.new_code_cell(source))  # not the package of this repository
+    nbformat.write(notebook, tmp_path / f"{chapter}.ipynb")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    run = subprocess.run(
+        [*without_network(), sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output", "done",
+         "--KernelManager.transport=ipc", "--ExecutePreprocessor.timeout=600", f"{chapter}.ipynb"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    done = nbformat.read(tmp_path / "done.ipynb", as_version=4)
+    warned = [out.text for cell in done.cells for out in cell.get("outputs", []) if out.get("name") == "stderr"]
+    assert not warned
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_metadata_is_what_the_kaggle_cli_reads(built, chapter):
+    metadata = json.loads((built[chapter] / "kernel-metadata.json").read_text())
+    assert metadata["id"] == "somebody/" + metadata["title"].lower().replace(" ", "-")
+    assert (built[chapter] / metadata["code_file"]).is_file()
+    assert metadata["enable_internet"] is False
+    assert metadata["enable_gpu"] is (chapter in kaggle.USES_GPU)
+    assert (metadata["kernel_type"], metadata["language"]) == ("notebook", "python")
+
+
+def test_carried_sources_are_the_package_and_readable(built):
+    cell = nbformat.read(built["00_start_here"] / "00_start_here.ipynb", as_version=4).cells[0]
+    assert cell.metadata["cellView"] == "form" and cell.metadata["_kg_hide-input"]
+    names: dict = {}
+    exec(cell.source.rpartition("\nimport base64, pathlib")[0], names)
+    for path in (ROOT / "adamlib").rglob("*.py"):
+        assert names["FILES"][path.relative_to(ROOT).as_posix()] == path.read_text()
+        assert path.read_text().strip() in cell.source  # as it is, not escaped
+
+
+def test_no_link_leads_out_of_the_file(built):
+    for chapter, folder in built.items():
+        for cell in nbformat.read(folder / f"{chapter}.ipynb", as_version=4).cells:
+            assert cell.cell_type != "markdown" or ".ipynb)" not in cell.source
+
+
+def test_pushing_needs_a_name_and_building_does_not(monkeypatch, tmp_path):
+    monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
+    with pytest.raises(SystemExit, match="KAGGLE_USERNAME=your-name"):
+        kaggle.main(["--push"])
+    with pytest.raises(SystemExit, match="not understood"):
+        kaggle.main(["--publish"])
+    folders = kaggle.build(out=tmp_path)
+    assert kaggle.NOBODY in (folders[0] / "kernel-metadata.json").read_text()
+
+
+def test_a_source_that_cannot_be_quoted_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "adamlib").mkdir()
+    (tmp_path / "adamlib" / "bad.py").write_text("x = '''text'''\n")
+    monkeypatch.setattr(kaggle, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="adamlib/bad.py"):
+        kaggle.package_files()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_student_version_has_no_solution_and_every_exercise(chapter):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4)
+    solutions = [cell.source for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
+    stubs = [cell.source for cell in notebook.cells if "raise NotImplementedError" in cell.source]
+    handed_out = "\n".join(cell.source for cell in student.without_solutions(notebook).cells)
+    assert solutions
+    assert not any(solution in handed_out for solution in solutions)
+    assert all(stub in handed_out for stub in stubs)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
