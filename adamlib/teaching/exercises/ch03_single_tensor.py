@@ -12,27 +12,28 @@ _BETAS = ((0.9, 0.999), (0.9, 0.99), (0.8, 0.95), (0.0, 0.9))
 
 @check(start="the rest points above: at which θ does one step of the optimizer leave θ where it is?")
 def rest_point(reader):
-    """``rest_point(g, weight_decay, eps, decoupled) -> float``: where θ comes to rest when every gradient is g."""
+    """``rest_point(g, weight_decay, eps, decoupled) -> float``: where θ rests when every gradient is g."""
     cases = [
         (0.02, 0.1, 1e-8, False, "the L2 half: the total gradient g + λθ has to vanish, whatever ε is"),
         (-3.0, 0.25, 1e-8, False, "the sign: θ moves against the gradient"),
         (0.02, 0.1, 1e-8, True, "the decoupled half: the Adam step of a constant g is α·g/(|g| + ε)"),
         (-3.0, 0.25, 1e-8, True, "the sign, and which of g and λ is left when |g| is large against ε"),
         (1e-8, 0.1, 1e-8, True, "ε: here it is as large as the gradient, and it is added after the root"),
-        (1e-8, 0.1, 1e-8, False, "L2 does not feel ε: where the total gradient is 0, the step is 0 for every ε"),
+        (1e-8, 0.1, 1e-8, False, "L2 does not feel ε: where the total gradient is 0, the step is 0"),
         (0.0, 0.5, 1e-8, True, "no gradient: only the decay is left"),
         (0.0, 0.5, 1e-8, False, "no gradient: only the decay is left"),
     ]
     for g, lam, eps, decoupled, look in cases:
         want = -g / (abs(g) + eps) / lam if decoupled else -g / lam
         yours = reader(g, lam, eps, decoupled)
-        expect(yours, want, rtol=1e-6, atol=1e-15, tried=f"rest_point({g}, {lam}, {eps}, {decoupled})", look=look)
+        tried = f"rest_point({g}, {lam}, {eps}, {decoupled})"
+        expect(yours, want, rtol=1e-6, atol=1e-15, tried=tried, look=look)
     return "agrees for 8 gradients and decays, one of them as small as ε, one of them 0"
 
 
 @check(start="look_back and move above; only the denominator changes")
 def corrected_max_step(reader):
-    """``corrected_max_step(param, grad, m, v, top, t, *, lr, beta1, beta2, eps, weight_decay)``, all in place.
+    """``corrected_max_step(param, grad, m, v, top, t, *, lr, beta1, beta2, eps, weight_decay)``, in place.
 
     The AMSGrad whose running maximum ``top`` is taken over the bias-corrected v̂, with L2 decay.
     """
@@ -61,7 +62,7 @@ def corrected_max_step(reader):
             look="methods that end in _ write into the tensor; `m = ...` only gives a new tensor the name m",
         )  # fmt: skip
         expect(
-            given, grad, tried=f"step {t}", look="the caller's gradient: add the decay with add, not with add_"
+            given, grad, tried=f"step {t}", look="the caller's gradient: use add, not add_"
         )
         _corrected_max(*want[:1], grad, *want[1:], t, **options)
         for name in ("m", "v", "top", "param"):
@@ -88,18 +89,18 @@ def which_amsgrad(reader):
             if answer is None:
                 not_written()
             expect_that(
-                bool(asked), tried=f"a black box with betas ({beta1}, {beta2})", yours=f"{answer!r} without a look",
-                expected="a call of run(gradients)", look="run: it is the only way to learn what is inside",
+                bool(asked), tried=f"a black box with betas ({beta1}, {beta2})",
+                yours=f"{answer!r} without a look", expected="a call of run(gradients)",
+                look="run: it is the only way to learn what is inside",
             )  # fmt: skip
-            expect(
-                answer, kind, tried=f"the {kind!r} box, betas ({beta1}, {beta2})", look=_why(kind, beta1, beta2)
-            )
+            tried = f"the {kind!r} box, betas ({beta1}, {beta2})"
+            expect(answer, kind, tried=tried, look=_why(kind, beta1, beta2))
     return "told 16 of 16 black boxes apart: four kinds, four pairs of betas"
 
 
 @check(start="LoopAdam above: what changes when the decay does not pass through the gradient?")
 def adamw(reader):
-    """A class ``AdamW(params, lr, betas, eps, weight_decay)``, a torch.optim.Optimizer, compared with torch's."""
+    """A class ``AdamW(params, lr, betas, eps, weight_decay)``, an Optimizer, compared with torch's."""
     expect_that(
         isinstance(reader, type) and issubclass(reader, torch.optim.Optimizer), tried="the class itself",
         yours=getattr(reader, "__name__", repr(reader)), expected="a subclass of torch.optim.Optimizer",
@@ -113,7 +114,7 @@ def adamw(reader):
 
     yours, want = _pair(reader, plain, shapes=[(6,), (2, 3)], groups=({"lr": 0.1}, {"weight_decay": 0.0}))
     _run(yours, want, 5, "two groups, the first with lr 0.1, the second with weight_decay 0",
-         "group[...]: every group has its own options; self.defaults only fills in what a group leaves out")  # fmt: skip
+         "group[...]: a group has its own options; self.defaults fills in what it leaves out")  # fmt: skip
 
     yours, want = _pair(reader, plain, shapes=[(6,), (2, 3)])
     look = "param.grad is None: skip that tensor, and let every tensor have its own state['step']"
@@ -132,7 +133,7 @@ def adamw(reader):
 
     for group in (yours[0].param_groups[0], want[0].param_groups[0]):
         group["lr"] = 0.001  # what a scheduler does
-    _run(yours, want, 5, "5 steps after a scheduler set lr to 0.001", "lr: read it from the group at every step")
+    _run(yours, want, 5, "5 steps after a scheduler set lr to 0.001", "lr: read it from the group each time")
 
     groups = [{"params": [p]} for p in yours[1]]
     resumed = reader(groups, **plain)
@@ -144,7 +145,7 @@ def adamw(reader):
     resumed.load_state_dict(copy.deepcopy(want[0].state_dict()))  # loading alone would share torch's tensors
     _run((resumed, yours[1]), want, 5, "5 steps after loading a state_dict of torch.optim.AdamW",
          "the names 'step', 'exp_avg', 'exp_avg_sq': torch's checkpoints use them")  # fmt: skip
-    return "agrees with torch.optim.AdamW: groups, missing gradients, a scheduler, checkpoints in both directions"
+    return "agrees with torch.optim.AdamW: groups, missing gradients, a scheduler, checkpoints both ways"
 
 
 def _corrected_max(param, grad, m, v, top, t, *, lr, beta1, beta2, eps, weight_decay):
@@ -168,7 +169,7 @@ def _steps(kind, gradients, beta1, beta2, eps=1e-8):
 
 def _why(kind, beta1, beta2):
     if beta1 == 0:
-        return "your gradients: with β₁ = 0 a step sees its own gradient only, so zeros after the first teach nothing"
+        return "your gradients: with β₁ = 0 a step sees its own gradient only; zeros teach nothing"
     if kind == "paper" and abs((1 - beta1) ** 2 - (1 - beta2)) < 1e-9:
         return "the first step (1−β₁)/√(1−β₂): for these betas it is 1 without any correction, too"
     return {
@@ -185,7 +186,8 @@ def _pair(cls, options, shapes, groups=({}, {})):
     for kind, extra in ((cls, {}), (torch.optim.AdamW, {"foreach": False})):
         generator = torch.Generator().manual_seed(3)
         params = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
-        made.append((kind([{"params": [p], **g} for p, g in zip(params, groups)], **options, **extra), params))
+        own = [{"params": [p], **group} for p, group in zip(params, groups)]
+        made.append((kind(own, **options, **extra), params))
     return made
 
 
@@ -204,6 +206,6 @@ def _run(yours, want, steps, tried, look, without=None):
         for mine, theirs in zip(yours[1], want[1]):
             if theirs.grad is not None:
                 expect(mine.grad, theirs.grad, tried="param.grad after step()",
-                       look="the gradient belongs to the caller: step() reads it and writes nothing into it")  # fmt: skip
+                       look="the gradient belongs to the caller: step() only reads it")  # fmt: skip
     for i, (mine, theirs) in enumerate(zip(yours[1], want[1])):
         expect(mine, theirs, rtol=1e-9, atol=1e-12, tried=f"{tried}: tensor {i}", look=look)
