@@ -22,6 +22,7 @@ from adamlib.teaching.exercises import Report, check, expect, expect_that, not_w
 def shown(monkeypatch):
     """What figures hand to the notebook: a list of (data, metadata)."""
     outputs = []
+    plt.close("all")  # what other tests left open
     monkeypatch.setattr(figures, "display", lambda data, raw, metadata: outputs.append((data, metadata)))
     with matplotlib.rc_context():
         figures.use_style()
