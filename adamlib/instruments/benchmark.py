@@ -33,7 +33,6 @@ import sys
 import time
 import unittest.mock
 from concurrent.futures import ProcessPoolExecutor
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -159,12 +158,13 @@ def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> 
 
 def optimizer(library, shapes: Shapes, options: dict, settings: Settings) -> torch.optim.Optimizer:
     """An optimizer over tensors of these shapes, with gradients, the same numbers every time."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    noise = torch.randn(2**20, generator=generator).to(settings.device)
+    noise = torch.randn(2**20, generator=torch.Generator().manual_seed(settings.seed)).to(settings.device)
 
     def draw(shape):
-        n = prod(shape)
-        return noise.repeat(-(-n // len(noise)))[:n].reshape(shape).roll(1)  # roll: memory of its own
+        tensor = torch.empty(shape, device=settings.device)
+        for piece in tensor.view(-1).split(len(noise)):  # no large temporary: it would tune malloc
+            piece.copy_(noise[: len(piece)])
+        return tensor
 
     differentiable = options.get("differentiable", False)
     params = [draw(shape).requires_grad_(not differentiable) for shape in shapes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .operands import operand_for
 from .partition import as_real, buckets, by_device_and_dtype
 from .steps import advance, on_host, refuse_grad_scaler
 
@@ -32,8 +33,11 @@ def foreach(
     tops = max_exp_avg_sqs if amsgrad else exp_avg_sqs  # the v that is divided by; without AMSGrad v itself
 
     for ps, gs, ms, vs, ts, ns in by_device_and_dtype(params, grads, exp_avgs, exp_avg_sqs, tops, steps):
+        number = operand_for(ps[0])
+        decay = number(beta2)
+        scales = {t: (-lr / (1 - beta1**t), number((1 - beta2**t) ** 0.5)) for t in set(ns)}  # −α/c₁, √c₂
         for n, p, g, m, v, top in buckets(ns, *map(as_real, (ps, gs, ms, vs, ts))):
-            step_size, root_c2 = _scales(n, lr, beta1, beta2)
+            step_size, root_c2 = _one_or_each([scales[t] for t in n])
             if maximize:
                 g = torch._foreach_neg(g)
             if weight_decay != 0 and decoupled_weight_decay:
@@ -41,7 +45,7 @@ def foreach(
             elif weight_decay != 0:
                 g = torch._foreach_add(g, p, alpha=weight_decay)       # g ← g + λθ
             torch._foreach_lerp_(m, g, 1 - beta1)                      # m ← β₁m + (1−β₁)g
-            torch._foreach_mul_(v, beta2)
+            torch._foreach_mul_(v, decay)
             torch._foreach_addcmul_(v, g, g, 1 - beta2)                # v ← β₂v + (1−β₂)g²
             if amsgrad:
                 torch._foreach_maximum_(top, v)                        # v_max ← max(v_max, v)
@@ -51,9 +55,6 @@ def foreach(
             torch._foreach_addcdiv_(p, m, denom, step_size)            # θ ← θ − α m̂ / (√v̂ + ε)
 
 
-def _scales(steps: list[float], lr: float, beta1: float, beta2: float):
-    """−α/(1−β₁ᵗ) and √(1−β₂ᵗ): one number for all where all have stepped equally often, else one per tensor."""
-    scales = {t: (-lr / (1 - beta1**t), (1 - beta2**t) ** 0.5) for t in set(steps)}
-    if len(scales) == 1:
-        return next(iter(scales.values()))
-    return tuple(map(list, zip(*(scales[t] for t in steps))))
+def _one_or_each(pairs: list[tuple]) -> tuple:
+    """Two numbers for all tensors where all have stepped equally often (one call then suits all), else two lists."""
+    return pairs[0] if all(pair is pairs[0] for pair in pairs) else tuple(map(list, zip(*pairs)))

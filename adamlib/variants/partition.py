@@ -7,56 +7,66 @@ every element from memory eight times. Views only: nothing is copied, and every 
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 CACHE_ELEMENTS = 2**18  # per piece on a CPU: p, g, m, v and the denominator in float32 are 5 MiB
+WORTH_CUTTING = 2**16  # in all, for foreach: below, a temporary is 256 KiB and seven more calls cost more
 
 
 def by_device_and_dtype(params: list[Tensor], *lists: list) -> Iterator[tuple[list, ...]]:
     """The same lists, cut so that the parameters of each part share device and dtype; empty lists stay empty."""
-    kinds: dict = {}
-    for i, param in enumerate(params):
-        kinds.setdefault((param.device, param.dtype), []).append(i)
-    if len(kinds) == 1:
+    kind = attrgetter("device", "dtype")
+    if len({*map(kind, params)}) == 1:
         yield (params, *lists)
         return
+    kinds: dict = {}
+    for i, param in enumerate(params):
+        kinds.setdefault(kind(param), []).append(i)
     for indices in kinds.values():
         yield tuple([column[i] for i in indices] if column else column for column in (params, *lists))
 
 
 def as_real(tensors: list[Tensor]) -> list[Tensor]:
-    """Complex tensors as pairs of reals, [...] → [..., 2]: Adam treats the two parts as two coordinates."""
-    return [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    """Complex tensors as pairs of reals, [...] → [..., 2]: Adam treats the two parts as two coordinates.
+
+    Tensors of one dtype, at least one; real ones are given back as they are.
+    """
+    return [torch.view_as_real(t) for t in tensors] if tensors[0].is_complex() else tensors
 
 
-def in_cache(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def in_cache(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """The tensors of one parameter (all of one shape), in pieces that stay in a CPU's cache together."""
     if tensors[0].numel() <= CACHE_ELEMENTS or not _can_be_cut(tensors):
-        yield tensors
-    else:
-        yield from zip(*(t.view(-1).split(CACHE_ELEMENTS) for t in tensors))
+        return (tensors,)
+    return zip(*(t.view(-1).split(CACHE_ELEMENTS) for t in tensors))
 
 
 def buckets(scales: list, *lists: list[Tensor]) -> Iterator[tuple]:
     """Foreach lists of at most CACHE_ELEMENTS elements each (on a CPU), large tensors cut, small ones together.
 
+    What is worth cutting makes two buckets at least, so that temporaries are half of all tensors at most.
     `scales` has one entry per tensor, whatever it is; it goes with each piece of its tensor.
     """
     if torch.compiler.is_compiling() or not lists[0][0].is_cpu:  # there, one launch over everything wins
         yield (scales, *lists)
         return
-    bucket, elements = [], 0
-    for scale, *tensors in zip(scales, *lists):
-        for piece in in_cache(*tensors):
-            if bucket and elements + piece[0].numel() > CACHE_ELEMENTS:
-                yield tuple(map(list, zip(*bucket)))
-                bucket, elements = [], 0
-            bucket.append((scale, *piece))
-            elements += piece[0].numel()
-    yield tuple(map(list, zip(*bucket)))
+    columns, sizes = (scales, *lists), [*map(Tensor.numel, lists[0])]
+    if max(sizes) > CACHE_ELEMENTS:
+        rows = ((scale, *piece) for scale, *tensors in zip(*columns) for piece in in_cache(*tensors))
+        columns = [*map(list, zip(*rows))]
+        sizes = [*map(Tensor.numel, columns[1])]
+    room = min(CACHE_ELEMENTS, max(WORTH_CUTTING, sum(sizes)) // 2)
+    start = elements = 0
+    for i, size in enumerate(sizes):
+        if elements + size > room and i > start:
+            yield tuple(column[start:i] for column in columns)
+            start, elements = i, 0
+        elements += size
+    yield tuple(column[start:] for column in columns)
 
 
 def _can_be_cut(tensors: tuple[Tensor, ...]) -> bool:
