@@ -11,8 +11,9 @@ from adamlib.teaching.exercises import ch06_capturable as check
 
 
 def clip_(
-    grads, max_norm, joint=True, only_shrink=True, in_place=True, ask=False, power=2.0, eps=0.0, on_host=False, all_=True
-):
+    grads, max_norm, joint=True, only_shrink=True, in_place=True, ask=False, power=2.0, eps=0.0,
+    on_host=False, all_=True,
+):  # fmt: skip
     if on_host:
         norm = math.sqrt(sum(grad.square().sum().item() for grad in grads))
     else:
@@ -95,7 +96,9 @@ def drift(t, s, beta1, beta2):
     return (1 - beta1**t) / (1 - beta1**s) * ((1 - beta2**s) / (1 - beta2**t)) ** 0.5
 
 
-def safe_capture(beta1, beta2, tolerance, horizon=20_000, late=0, limit_only=False, m_only=False, v_only=False, sign=0):
+def safe_capture(
+    beta1, beta2, tolerance, horizon=20_000, late=0, limit_only=False, m_only=False, v_only=False, sign=0
+):
     t = torch.arange(1, horizon + 1, dtype=torch.float64)
     c1, c2 = 1 - beta1**t, 1 - beta2**t
     size = c1 if m_only else 1 / c2.sqrt() if v_only else c1 / c2.sqrt()
@@ -237,8 +240,9 @@ def test_schedule_names_what_is_wrong():
 
 
 def load_in_place(
-    optimizer, state_dict, lr=True, skip=(), first_only=False, rebind=False, lr_rebind=False, swap=False, late=0
-):
+    optimizer, state_dict, lr=True, skip=(), first_only=False, rebind=False, lr_rebind=False, swap=False,
+    late=0,
+):  # fmt: skip
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"]):
         if lr_rebind:
             group["lr"] = torch.tensor(float(saved["lr"]))

@@ -15,7 +15,7 @@ _IN_PLACE = "methods that end in _ write into their tensor; `x = ...` only gives
 
 @check(start="the table of refused and permitted lines: what chooses on the device?")
 def clip_(reader):
-    """``clip_(grads, max_norm)``: scales the gradients in place to a joint norm of at most max_norm, captured."""
+    """``clip_(grads, max_norm)``: scales the gradients in place to a joint norm of at most max_norm."""
     generator = torch.Generator().manual_seed(6)
     shapes = [(4, 3), (5,), ()]
     random = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -52,7 +52,7 @@ def clip_(reader):
 
 @check(start="`drift` above: how far is it from 1 at worst, over all t ≥ s?")
 def safe_capture(reader):
-    """``safe_capture(beta1, beta2, tolerance) -> int``: the first step at which plain Adam may be captured."""
+    """``safe_capture(beta1, beta2, tolerance) -> int``: the first step at which to capture plain Adam."""
     cases = [
         (0.9, 0.999, 0.01, "all later steps: the worst one need not be the last"),
         (0.9, 0.999, 0.1, "the limit for t → ∞ is √(1−β₂ˢ) / (1−β₁ˢ)"),
@@ -113,10 +113,11 @@ def load_in_place(reader):
         _feed(params, gradients[0])
         optimizer.step()
         tape = GraphTape(device_tensors(optimizer))
-        old = device_tensors(optimizer)  # held, so that a graph on replaced tensors still runs, on the old ones
+        old = device_tensors(optimizer)  # held, so that a graph on replaced tensors still runs
         with tape.capture():
             optimizer.step()
-        count, contents = old["p0.step"].item(), {name: tensor.detach().clone() for name, tensor in old.items()}
+        count = old["p0.step"].item()
+        contents = {name: tensor.detach().clone() for name, tensor in old.items()}
         reader(optimizer, saved)
         now = device_tensors(optimizer)
         if all(now.get(name) is old[name] and old[name].equal(contents[name]) for name in old):
@@ -144,13 +145,15 @@ def load_in_place(reader):
                look="optimizer.state and the graph must go on with the same tensors")  # fmt: skip
         for index, entry in before["state"].items():
             for name, tensor in entry.items():
-                expect(saved["state"][index][name], tensor, tried=f"the checkpoint's {name} after training on",
-                       look="the checkpoint belongs to the caller: copy its contents, do not keep its tensors")  # fmt: skip
+                expect(
+                    saved["state"][index][name], tensor, tried=f"the checkpoint's {name} after training on",
+                    look="the checkpoint belongs to the caller: copy its contents, do not keep its tensors",
+                )  # fmt: skip
     return "10 replays after loading continue the saved run bit for bit, and the checkpoint is untouched"
 
 
 def _capture(tape, block):
-    """Capture the reader's block; a block that does nothing counts as not written, one on no tensor as wrong."""
+    """Capture the reader's block; one that touches no tensor and returns nothing counts as not written."""
     result = None
     try:
         with tape.capture():
@@ -165,8 +168,9 @@ def _safe_capture(beta1, beta2, tolerance):
     """By brute force over s and t, up to where both averages have settled to 1e-12."""
     horizon = max(2, *(math.ceil(math.log(1e-12) / math.log(b)) for b in (beta1, beta2) if b > 0))
     t = torch.arange(1, horizon + 1, dtype=torch.float64)
-    size = (1 - beta1**t) / (1 - beta2**t).sqrt()  # of a step without corrections; those of s divide by its value at s
-    largest, smallest = size.flip(0).cummax(0).values.flip(0), size.flip(0).cummin(0).values.flip(0)
+    size = (1 - beta1**t) / (1 - beta2**t).sqrt()  # uncorrected; the corrections of s divide by size[s]
+    largest = size.flip(0).cummax(0).values.flip(0)  # over all later steps
+    smallest = size.flip(0).cummin(0).values.flip(0)
     worst = torch.maximum(largest / size - 1, 1 - smallest / size)
     return int((worst <= tolerance).nonzero()[0]) + 1
 
@@ -193,8 +197,8 @@ def _compare_states(optimizer, params, teacher, weights, old):
     }
     for i, (param, weight) in enumerate(zip(params, weights)):
         for name, look in looks.items():
-            expect(old[f"p{i}.{name}"], teacher.state[weight][name],
-                   tried=f"{name} of tensor {i} in the graph, 10 replays after loading", look=look)  # fmt: skip
+            tried = f"{name} of tensor {i} in the graph, 10 replays after loading"
+            expect(old[f"p{i}.{name}"], teacher.state[weight][name], tried=tried, look=look)
     expect(old["lr"], 0.003, rtol=1e-6, tried="the lr that the graph reads",
            look='group["lr"]: fill it with the saved one; it may be a tensor or a float')  # fmt: skip
     for i, (param, weight) in enumerate(zip(params, weights)):
