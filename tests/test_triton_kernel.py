@@ -26,6 +26,7 @@ DEVICE = "cuda" if GPU else "cpu"
 CHUNK, BLOCK = 128, 32  # small, so that small tensors have several chunks, whole blocks and a ragged end
 RAGGED = [(), (BLOCK,), (CHUNK,), (CHUNK + 1,), (BLOCK + 1,), (3, 100), (0,)]
 PAD, POISON = 16, 512.0  # elements on either side of a tensor that nobody may touch
+TOLERANCE = 4e-7 if INTERPRETED else 2e-6  # a GPU's exp is right to a few units in the last place
 
 
 def on_device(test):
@@ -118,7 +119,7 @@ class Run:
             decoupled_weight_decay=self.options["decoupled_weight_decay"], **options,
         )
 
-    def check(self, what="", tolerance=4e-7):
+    def check(self, what="", tolerance=TOLERANCE):
         """All within `tolerance` of the truth, relative to its size or to a step; nothing else touched."""
         assert [t.item() for t in self.steps] == [t.item() for t in self.true_steps], what
         scales = (float(self.options["lr"]), 1.0, 1.0, 1.0, 1.0)
@@ -210,7 +211,7 @@ def test_bias_correction_keeps_its_digits(beta1, beta2):
         g.fill_(1.0)
     FusedTriton(CHUNK, BLOCK).step([lists])
     moved = torch.stack([p[0] for p in run.columns[0]]).cpu()
-    assert torch.allclose(moved, -torch.ones(len(ages)), rtol=1e-6, atol=0), moved
+    assert torch.allclose(moved, -torch.ones(len(ages)), rtol=1e-6 if INTERPRETED else 2e-6, atol=0), moved
     assert [t.item() for t in run.steps] == ages
 
 
@@ -297,7 +298,7 @@ def test_tables_are_made_again_only_when_something_moved(monkeypatch):
         run.options["lr"] = float(lists.lr)
         kernel.step([lists])
         run.step_truth()
-        run.check(tolerance=1e-6)
+        run.check(tolerance=1e-5)
         return made
 
     assert made_by_a_step() == ["build", "number_table"]
@@ -353,12 +354,13 @@ def test_what_a_graph_capture_may_change(monkeypatch):
 
 
 @on_device
-def test_nothing_to_do():
+def test_empty_tensors():
     kernel = FusedTriton()
     kernel.step([])
-    empty = Run([(0,)])
+    empty = Run([(0,)] * 300)  # more counters than one program advances
     kernel.step([empty.lists(), Run([]).lists()])
-    assert empty.steps[0].item() == 1  # as torch counts it
+    empty.step_truth()
+    empty.check()  # the step of an empty tensor counts, as it does in torch
 
 
 @on_device
@@ -437,7 +439,7 @@ def test_in_a_cuda_graph():
                 g.div_(4.0)  # left scaled by the kernel
         else:
             run.step_truth()
-        run.check(f"{replay=}")
+        run.check(f"{replay=}", tolerance=1e-5)
 
 
 @on_gpu
@@ -453,11 +455,12 @@ def test_a_graph_outlives_an_eager_step_with_other_tables():
         kernel.step([other.lists()])
         other.step_truth()
         other.check()
-        torch.full((10_000,), -1, device="cuda")  # would land in the tables' memory, had they been let go
+        clutter = [torch.full((64,), -1, device="cuda") for _ in range(50)]  # lands where tables were let go
         graph.replay()
         torch.cuda.synchronize()
+        del clutter
         run.step_truth()
-        run.check()
+        run.check(tolerance=1e-5)
 
 
 @on_gpu
