@@ -2,15 +2,17 @@
 #   make PYTHON=/path/to/python3.11 test     another Python
 #   make JUPYTER_FLAGS="--no-browser" lab    flags for JupyterLab
 #   make BENCH_FLAGS="--help" bench          flags for the benchmark
+#   make BOOK_FLAGS="--as-stored" book       the site from the stored outputs, without executing
 
 PYTHON ?= python3
 JUPYTER_FLAGS ?=
 BENCH_FLAGS ?=
+BOOK_FLAGS ?=
 PY := .venv/bin/python
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test bench kaggle student clean
+.PHONY: help lab test bench book kaggle student clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -25,6 +27,9 @@ test: $(READY)  ## run every test and every cell of every notebook, and compare 
 
 bench: $(READY)  ## time one step of each variant on this machine, beside torch.optim
 	$(PY) -m adamlib.instruments.benchmark $(BENCH_FLAGS)
+
+book: $(READY)  ## execute the series and build a site that reads without network, in build/book
+	$(PY) notebooks/tools/book.py $(BOOK_FLAGS)
 
 kaggle: $(READY)  ## write one self-contained notebook per chapter for Kaggle and Colab, in build/kaggle
 	$(PY) notebooks/tools/kaggle.py

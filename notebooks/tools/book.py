@@ -1,0 +1,126 @@
+"""Build the series as a static site that reads without network: build/book/index.html.
+
+    python notebooks/tools/book.py              executes every chapter first (some minutes), in a copy
+    python notebooks/tools/book.py --as-stored  takes the stored outputs as they are
+
+Sphinx does the work, with MyST-NB (notebooks), sphinx-book-theme (pages, light and dark, narrow screens) and a MathJax
+that is copied into the site. What is ours is the preparation: solutions become cells that open on a click, speaker notes
+are left out, each figure gets its alt text, and an index shows a picture and the aims of every chapter.
+"""
+
+import base64
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+from execute import ENVIRONMENT, ROOT, execute
+from hygiene import pictures, tags
+
+SOURCE, SITE = ROOT / "build" / "book-source", ROOT / "build" / "book"
+CONFIGURATION = """
+project = "Adam, in every variant"
+author = "The adam-notebooks authors"
+html_title = project
+extensions = ["myst_nb", "sphinx-mathjax-offline"]
+html_theme = "sphinx_book_theme"
+html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
+                      "home_page_in_toc": True, "article_footer_items": [], "toc_title": "In this chapter"}
+html_static_path, html_css_files = ["_static"], ["series.css"]
+html_context = {"default_mode": "auto"}
+html_show_copyright = html_copy_source = html_show_sourcelink = False
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_mime_priority_overrides = [("html", "text/html", 0), ("html", "image/png", 10)]
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_dmath_double_inline = True
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
+"""
+STYLE = """
+.bd-header { display: none; }  /* the theme's own bar over the page has all it holds */
+.cell_output img { background: white; border-radius: 4px; max-width: 100%; height: auto; }
+mjx-container[display="true"] { overflow-x: auto; overflow-y: hidden; }
+"""
+
+
+def prepare(notebook):
+    """The notebook as MyST-NB wants it. Returns it."""
+    notebook.cells = [c for c in notebook.cells if c.metadata.get("slideshow", {}).get("slide_type") != "notes"]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            if "solution" in tags(cell):
+                cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide it"}
+                cell.metadata["tags"] = [*tags(cell), "hide-cell"]
+            elif "setup" in tags(cell):
+                cell.metadata["tags"] = [*tags(cell), "hide-input"]
+            alts = [alt for _, alt in pictures(cell)]
+            if alts:
+                cell.metadata.setdefault("mystnb", {})["image"] = {"alt": " ".join(alts)}
+    return notebook
+
+
+def abilities(notebook):
+    """(title, the lines under "After this chapter you can") of a chapter."""
+    title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
+    text = "\n".join(cell.source for cell in notebook.cells[:3] if cell.cell_type == "markdown")
+    listed = re.search(r"after this chapter you can[^\n]*\n((?:\s*[-*].*\n?)+)", text, re.IGNORECASE)
+    return title, listed.group(1).strip() if listed else ""
+
+
+def index(chapters):
+    """The first page: what this is, and for each chapter a picture and what the reader will be able to do."""
+    lines = ["# Adam, in every variant", "", "Notebooks that take Adam from five lines of algebra to every form "
+             "PyTorch ships, with no claim in the text that was not run.", ""]  # fmt: skip
+    for name, notebook in chapters.items():
+        title, aims = abilities(notebook)
+        lines += [f"## [{title}]({name}.ipynb)", ""]
+        for cell in notebook.cells:
+            drawn = [(o.data["image/png"], alt) for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+                     for _, alt in [next(pictures(cell))]]  # fmt: skip
+            if drawn:
+                png, alt = drawn[0]
+                (SOURCE / "_static" / f"{name}.png").write_bytes(base64.b64decode(png))
+                lines += [f"```{{image}} _static/{name}.png\n:alt: {' '.join(alt.split())}\n:width: 480px\n```", ""]
+                break
+        lines += [aims, ""]
+    names = "\n".join(chapters)
+    lines += [f"```{{toctree}}\n:hidden:\n{names}\n```", ""]
+    return "\n".join(lines)
+
+
+def main(arguments):
+    if set(arguments) - {"--as-stored"}:
+        sys.exit(__doc__)
+    originals = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not originals:
+        sys.exit("no chapters in notebooks/: is this a complete clone?")
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.rmtree(SITE, ignore_errors=True)
+    (SOURCE / "_static").mkdir(parents=True)
+    if (ROOT / "notebooks" / "recorded").is_dir():
+        shutil.copytree(ROOT / "notebooks" / "recorded", SOURCE / "recorded")
+    os.environ.update(ENVIRONMENT)
+    chapters = {}
+    for number, original in enumerate(originals, 1):
+        path = SOURCE / original.name
+        shutil.copy(original, path)
+        if "--as-stored" not in arguments:
+            print(f"[{number} of {len(originals)}] executing {original.name}", flush=True)
+            execute(path)
+        chapters[path.stem] = prepare(nbformat.read(path, as_version=4))
+        nbformat.write(chapters[path.stem], path)
+    (SOURCE / "conf.py").write_text(CONFIGURATION)
+    (SOURCE / "_static" / "series.css").write_text(STYLE)
+    (SOURCE / "index.md").write_text(index(chapters))
+    built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", SOURCE, SITE])
+    if built.returncode:
+        sys.exit("Sphinx found something wrong in a chapter (above). Mend it in notebooks/ and run this again.")
+    print(f"{(SITE / 'index.html').relative_to(ROOT)} is ready: open it in a browser, no server and no network needed")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
