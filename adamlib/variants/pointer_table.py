@@ -98,7 +98,7 @@ def places(groups: list[GroupLists]) -> list:
 
     That is the address of every tensor, and the layout of the gradients, which every backward may make anew
     in the memory of the last ones. Autograd keeps dtype and shape of a parameter equal to its gradient's, so
-    of the parameter only the strides are left to look at. Taken at every step: a microsecond per tensor.
+    of the parameter only the strides are left to look at. Taken at every step: some 1.3 µs per tensor.
     """
     seen: list = []
     for group in groups:
