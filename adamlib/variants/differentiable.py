@@ -18,9 +18,9 @@ def differentiable(
     """One Adam step that autograd can differentiate. Lists as in `adamlib.variants`; params are no leaves.
 
     Gradients flow to the parameters, the gradients and the moments before the step, and to lr, betas, eps and
-    weight_decay where they are tensors. Reads copies, computes out of place and writes back at the end: nothing
-    that autograd has saved is ever overwritten, through any number of steps, amsgrad too. Where v = 0 the root's
-    infinite slope is replaced by 0; the value stays. With float hyperparameters the bits are `single_tensor`'s
+    weight_decay where they are tensors. What the graph keeps of θ, m and v is a copy, as the next step writes
+    over them: backward works through any number of steps, amsgrad too. Where v = 0 the root's infinite slope
+    is replaced by 0; the value stays. With float hyperparameters the bits are `single_tensor`'s
     (torch's differentiable form folds lr into the denominator and differs in the last bits).
     """
     refuse_grad_scaler(grad_scale, found_inf, "the differentiable variant")
@@ -28,32 +28,28 @@ def differentiable(
     advance(state_steps)
     tops = max_exp_avg_sqs if amsgrad else exp_avg_sqs  # the v that is divided by; without AMSGrad v itself
     for t, *tensors in zip(on_host(state_steps), params, grads, exp_avgs, exp_avg_sqs, tops):
-        param, grad, exp_avg, exp_avg_sq, top = as_real(tensors)
-        p, m, v = param.clone(), exp_avg.clone(), exp_avg_sq.clone()
-        g = -grad if maximize else grad
+        p, g, m, v, top = as_real(tensors)
+        if maximize:
+            g = -g
         if decoupled_weight_decay:
-            p = p * (1 - lr * weight_decay)                   # θ ← (1 − αλ) θ
+            p.mul_(1 - lr * weight_decay)                     # θ ← (1 − αλ) θ
         elif isinstance(weight_decay, Tensor):
-            g = g + weight_decay * p                          # g ← g + λθ
+            g = g + weight_decay * p.clone()                  # g ← g + λθ
         elif weight_decay != 0:
             g = g.add(p, alpha=weight_decay)
-        m = torch.lerp(m, g, 1 - (beta1.to(p) if isinstance(beta1, Tensor) else beta1))
+        m.lerp_(g, 1 - (beta1.to(p) if isinstance(beta1, Tensor) else beta1))
         if isinstance(beta2, Tensor):
-            v = beta2 * v + (1 - beta2) * g * g               # v ← β₂v + (1−β₂)g²
+            v.mul_(beta2).add_((1 - beta2) * g * g)           # v ← β₂v + (1−β₂)g²
         else:
-            v = (beta2 * v).addcmul(g, g, value=1 - beta2)
-        v_max = torch.maximum(top.clone(), v) if amsgrad else v
-        denom = _root(v_max) / (1 - beta2**t) ** 0.5 + eps    # √v̂ + ε
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        if amsgrad:
+            top.copy_(torch.maximum(top.clone(), v.clone()))  # v_max ← max(v_max, v)
+        denom = (_root(top) / (1 - beta2**t) ** 0.5).add_(eps)  # √v̂ + ε
         step_size = -lr / (1 - beta1**t)
         if isinstance(step_size, Tensor):
-            p = p + step_size * (m / denom)                   # θ ← θ − α m̂ / (√v̂ + ε)
+            p.add_(step_size * (m.clone() / denom))           # θ ← θ − α m̂ / (√v̂ + ε)
         else:
-            p = p.addcdiv(m, denom, value=step_size)
-        param.copy_(p)
-        exp_avg.copy_(m)
-        exp_avg_sq.copy_(v)
-        if amsgrad:
-            top.copy_(v_max)
+            p.addcdiv_(m.clone(), denom, value=step_size)
 
 
 def refuse_leaves(params: list[Tensor], state_steps: list[Tensor]) -> None:
@@ -72,5 +68,7 @@ def refuse_leaves(params: list[Tensor], state_steps: list[Tensor]) -> None:
 
 def _root(v: Tensor) -> Tensor:
     """√v with slope 0 where v = 0 (there the chain rule would multiply the slope ∞ by 0 and give nan)."""
+    if v.is_cpu and v.numel() and v.detach().amin() > 0:  # on a device, asking would wait for it
+        return v.sqrt()
     zero = v == 0
     return v.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
