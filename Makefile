@@ -12,7 +12,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test bench book kaggle student clean
+.PHONY: help lab test bench book slides kaggle student clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -30,6 +30,9 @@ bench: $(READY)  ## time one step of each variant on this machine, beside torch.
 
 book: $(READY)  ## execute the series and build a site that reads without network, in build/book
 	$(PY) notebooks/tools/book.py $(BOOK_FLAGS)
+
+slides: $(READY)  ## make a reveal.js deck per chapter that projects without network, in build/slides
+	$(PY) notebooks/tools/slides.py
 
 kaggle: $(READY)  ## write one self-contained notebook per chapter for Kaggle and Colab, in build/kaggle
 	$(PY) notebooks/tools/kaggle.py

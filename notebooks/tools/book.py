@@ -95,6 +95,12 @@ def index(chapters):
 def main(arguments):
     if set(arguments) - {"--as-stored"}:
         sys.exit(__doc__)
+    build(executing="--as-stored" not in arguments)
+    print(f"{(SITE / 'index.html').relative_to(ROOT)} is ready: open it in a browser, no server and no network needed")
+
+
+def build(executing):
+    """Write the site to SITE. Exits with what to do where there is nothing to build, or Sphinx complains."""
     originals = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not originals:
         sys.exit("no chapters in notebooks/: is this a complete clone?")
@@ -108,7 +114,7 @@ def main(arguments):
     for number, original in enumerate(originals, 1):
         path = SOURCE / original.name
         shutil.copy(original, path)
-        if "--as-stored" not in arguments:
+        if executing:
             print(f"[{number} of {len(originals)}] executing {original.name}", flush=True)
             execute(path)
         chapters[path.stem] = prepare(nbformat.read(path, as_version=4))
@@ -119,7 +125,6 @@ def main(arguments):
     built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", SOURCE, SITE])
     if built.returncode:
         sys.exit("Sphinx found something wrong in a chapter (above). Mend it in notebooks/ and run this again.")
-    print(f"{(SITE / 'index.html').relative_to(ROOT)} is ready: open it in a browser, no server and no network needed")
 
 
 if __name__ == "__main__":
