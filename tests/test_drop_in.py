@@ -1049,6 +1049,23 @@ def test_P6_a_tensor_learning_rate_does_not_recompile(fresh_dynamo):
     assert backend.graphs == 1
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_P6_a_cycled_beta1_recompiles_once_and_not_at_every_step(fresh_dynamo):
+    graphs = {}
+    for cls in (torch.optim.Adam, adamlib.Adam):
+        torch._dynamo.reset()
+        backend, params = Counted(), weights(1)
+        opt = cls(params, lr=torch.tensor(0.01))
+        step = torch.compile(opt.step, backend=backend)
+        scheduler = lr_scheduler.OneCycleLR(opt, 0.1, total_steps=20)  # moves β₁, a float
+        for _ in range(6):
+            params[0].grad = torch.ones_like(params[0])
+            step()
+            scheduler.step()
+        graphs[cls] = backend.graphs
+    assert graphs == {torch.optim.Adam: 2, adamlib.Adam: 2}
+
+
 @pytest.mark.parametrize("variant", ["single_tensor", "foreach"])
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_and_eager_steps_may_take_turns(variant, fresh_dynamo):

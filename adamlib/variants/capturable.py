@@ -110,7 +110,14 @@ def _correction(beta: float | Tensor, t: Tensor) -> Tensor:
     Written as it stands, 1 − βᵗ in float32 cancels: its relative error at t = 1 is 1.3e-5 for β = 0.999 and
     1.7e-4 for β = 0.9999. A float β has its logarithm taken on the host, in double precision.
     """
-    log_beta = beta.log() if isinstance(beta, Tensor) else (math.log(beta) if beta > 0 else -math.inf)
+    if isinstance(beta, Tensor):
+        log_beta = beta.log()
+    elif beta == 0:
+        log_beta = -math.inf
+    elif torch.compiler.is_compiling():  # a β₁ that a schedule changes: log would recompile at every step
+        log_beta = math.log2(beta) * math.log(2)
+    else:
+        log_beta = math.log(beta)
     return -torch.expm1(t * log_beta)
 
 
