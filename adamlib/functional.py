@@ -11,6 +11,7 @@ from .variants.differentiable import differentiable as differentiable_
 from .variants.foreach import foreach as foreach_
 from .variants.fused import fused as fused_
 from .variants.single_tensor import single_tensor
+from .variants.steps import SharedSteps
 
 FOREACH_BY_DEFAULT = ("cuda", "xpu", "mtia", torch.device("privateuseone").type)
 
@@ -45,7 +46,7 @@ def adam(
     the signature's sake: the variants see for themselves. Raises RuntimeError for combinations that cannot
     work, before anything is changed.
     """
-    if not all(isinstance(step, Tensor) for step in state_steps):
+    if not isinstance(state_steps, SharedSteps) and not all(isinstance(step, Tensor) for step in state_steps):
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors: "
             "wrap each count, torch.tensor(float(step))"

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 from .functional import adam, refuse_combinations, to_scalar
 from .state import Gathered, gather, place_step, step_dtype
 from .variants.differentiable import refuse_leaves
-from .variants.fused import refuse_misfits
+from .variants.layout import refuse_misfits
 from .variants.steps import refuse_grad_scaler
 
 # Options that checkpoints of older torch versions lack, and what they meant then.

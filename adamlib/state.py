@@ -6,13 +6,14 @@ kernel. They are used again only while every tensor in them is still the one tha
 """
 from __future__ import annotations
 
-from operator import attrgetter, is_, methodcaller
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .variants.fused import refuse_unfusable
+from .variants.layout import Kept, refuse_unfusable
 from .variants.steps import SharedSteps
 
 STRIDED = {torch.strided}
@@ -109,6 +110,11 @@ class Gathered:
         if not group["capturable"]:  # a graph may hold the addresses of the counts
             join_steps(self.states)
         self.lists = lists._replace(state_steps=shared([entry["step"] for entry in self.states]))
+        self.tensors_of = itemgetter("step", "exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * group["amsgrad"])
+        self.tensors = [*chain.from_iterable(map(self.tensors_of, self.states))]
+        if group["fused"]:
+            kept = ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
+            self.lists = self.lists._replace(**{name: Kept(getattr(lists, name)) for name in kept})
 
     @staticmethod
     def _flags(group: dict[str, Any]) -> tuple:
@@ -117,26 +123,26 @@ class Gathered:
     def again(self, group: dict[str, Any], state: dict[Tensor, dict[str, Any]]) -> Lists | None:
         """The lists with today's gradients, or None where anything they hold has been replaced."""
         params, all_grads = group["params"], [p.grad for p in group["params"]]
-        lists = self.lists
         if not (
             state is self.state
             and self.flags == self._flags(group)
             and len(params) == len(self.group_params)
             and all(map(is_, params, self.group_params))
             and [g is not None for g in all_grads] == self.has_grad
-            and all(map(is_, map(state.get, lists.params), self.states))
-            and self._holds("step", lists.state_steps)
-            and self._holds("exp_avg", lists.exp_avgs)
-            and self._holds("exp_avg_sq", lists.exp_avg_sqs)
-            and (not lists.max_exp_avg_sqs or self._holds("max_exp_avg_sq", lists.max_exp_avg_sqs))
+            and all(map(is_, map(state.get, self.lists.params), self.states))
+            and self._hold_the_same()
+            and not (group["fused"] and self.lists.params.changed())
         ):
             return None
         grads = [g for g in all_grads if g is not None]
         refuse_sparse(grads)
-        return lists._replace(grads=grads)
+        return self.lists._replace(grads=grads)
 
-    def _holds(self, key: str, tensors: list[Tensor]) -> bool:
-        return all(map(is_, map(methodcaller("get", key), self.states), tensors))
+    def _hold_the_same(self) -> bool:
+        try:
+            return all(map(is_, chain.from_iterable(map(self.tensors_of, self.states)), self.tensors))
+        except KeyError:  # one was taken out
+            return False
 
 
 def join_steps(states: list[dict[str, Any]]) -> None:

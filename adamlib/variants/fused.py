@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .layout import refuse_misfits
 from .partition import by_device_and_dtype
 from .steps import advance
 
@@ -45,66 +46,6 @@ def fused(
             torch._foreach_sub_(steps, [skip] * len(steps))  # a step not taken is not counted
 
 
-def refuse_unfusable(param: Tensor) -> None:
-    """Raise unless torch has the kernel for tensors of this kind on this device."""
-    devices = ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch.device("privateuseone").type)
-    if not param.is_floating_point() or param.device.type not in devices:
-        raise RuntimeError(
-            f"`fused=True` requires all the params to be floating point Tensors of supported devices: "
-            f"{list(devices)} but {param.dtype} and {param.device.type}. Use foreach=True or foreach=False"
-        )
-
-
 def _beside(lr: float | Tensor, device: torch.device) -> float | Tensor:
     """A tensor lr on the device of its tensors; one on the CPU is read there by the kernel's launch."""
     return lr.to(device, non_blocking=True) if isinstance(lr, Tensor) and not lr.is_cpu else lr
-
-
-def refuse_misfits(params, grads, *moments) -> None:
-    """Raise unless each tensor lies in memory exactly as its parameter does."""
-    columns = [column for column in (grads, *moments) if column]
-    dtypes, sizes = [p.dtype for p in params], list(map(Tensor.numel, params))
-    if all(map(Tensor.is_floating_point, params)) and all(map(Tensor.is_contiguous, params)) and all(
-        list(map(Tensor.numel, column)) == sizes
-        and all(map(Tensor.is_contiguous, column))
-        and [t.dtype for t in column] == dtypes
-        for column in columns
-    ):
-        return  # the usual case, told apart quickly
-    names = ("the gradient", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    for i, param in enumerate(params):
-        refuse_unfusable(param)
-        if not _dense(param):
-            raise RuntimeError(
-                f"fused=True cannot step parameter {i} (shape {tuple(param.shape)}, strides {param.stride()}): "
-                "its elements do not fill their memory without gaps. Use foreach=True or foreach=False for it, "
-                "or make the parameter contiguous()"
-            )
-        for name, column in zip(names, columns):
-            tensor = column[i]
-            moment_may_differ = column is not grads and tensor.is_cuda and tensor.is_floating_point()
-            for what, theirs, its in (
-                ("shape", tuple(tensor.shape), tuple(param.shape)),
-                ("dtype", tensor.dtype, tensor.dtype if moment_may_differ else param.dtype),
-                ("strides", _strides(tensor), _strides(param)),
-            ):
-                if theirs != its:
-                    raise RuntimeError(
-                        f"fused=True cannot step parameter {i}: {name} has {what} {theirs}, the parameter {its}. "
-                        f"Give {name} the parameter's {what}, or use foreach=True or foreach=False"
-                    )
-
-
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Strides of the dimensions that have more than one element: the others say nothing about the memory."""
-    return tuple(s for s, n in zip(tensor.stride(), tensor.shape) if n > 1) if tensor.numel() else ()
-
-
-def _dense(tensor: Tensor) -> bool:
-    """Whether the elements fill their memory without gaps or overlaps, in whatever order of dimensions."""
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape) if n > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return tensor.numel() < 2 or expected == tensor.numel()

@@ -8,7 +8,6 @@ every element from memory eight times. Views only: nothing is copied, and every 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -19,13 +18,14 @@ WORTH_CUTTING = 2**16  # in all, for foreach: below, a temporary is 256 KiB and 
 
 def by_device_and_dtype(params: list[Tensor], *lists: list) -> Iterator[tuple[list, ...]]:
     """The same lists, cut so that the parameters of each part share device and dtype; empty lists stay empty."""
-    kind = attrgetter("device", "dtype")
-    if len({*map(kind, params)}) == 1:
-        yield (params, *lists)
-        return
     kinds: dict = {}
-    for i, param in enumerate(params):
-        kinds.setdefault(kind(param), []).append(i)
+    if not getattr(params, "uniform", False):  # as layout.Kept knows from an earlier step
+        for i, param in enumerate(params):
+            kinds.setdefault((param.device, param.dtype), []).append(i)
+    if len(kinds) <= 1:
+        if params:
+            yield (params, *lists)
+        return
     for indices in kinds.values():
         yield tuple([column[i] for i in indices] if column else column for column in (params, *lists))
 
