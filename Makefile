@@ -12,7 +12,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test bench book slides kaggle student clean
+.PHONY: help lab test test-package test-notebooks bench book slides kaggle student clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -22,8 +22,16 @@ lab: $(READY)  ## open JupyterLab at the first notebook
 	$(PY) -m jupyter lab $(JUPYTER_FLAGS) notebooks/00_start_here.ipynb
 
 test: $(READY)  ## run every test and every cell of every notebook, and compare what they print and draw
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=600 \
-		--nbval-sanitize-with=tests/nbval.cfg tests notebooks
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-package test-notebooks
+
+# The two halves take about equally long, so `make test` runs them side by side.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
+EXPORTS := tests/test_kaggle.py tests/test_pages.py
+test-package: $(READY)
+	$(PYTEST) tests $(addprefix --ignore=,$(EXPORTS))
+test-notebooks: $(READY)
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=tests/nbval.cfg \
+		notebooks $(EXPORTS)
 
 bench: $(READY)  ## time one step of each variant on this machine, beside torch.optim
 	$(PY) -m adamlib.instruments.benchmark $(BENCH_FLAGS)
