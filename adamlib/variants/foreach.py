@@ -56,5 +56,5 @@ def foreach(
 
 
 def _one_or_each(pairs: list[tuple]) -> tuple:
-    """Two numbers for all tensors where all have stepped equally often (one call then suits all), else two lists."""
+    """Two numbers for all tensors where all have stepped equally often, so that one call suits all; else lists."""
     return pairs[0] if all(pair is pairs[0] for pair in pairs) else tuple(map(list, zip(*pairs)))

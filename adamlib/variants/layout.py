@@ -10,8 +10,8 @@ from torch import Tensor
 class Kept(list):
     """Parameters or moments of a fused group, kept from step to step, and how they lay in memory at first.
 
-    Whoever keeps them makes sure that they are still the same objects and asks the parameters whether they have
-    `changed` (`p.data = ...`, `module.half()`); moments are the optimizer's own, no one else reshapes them.
+    Whoever keeps them makes sure that they are still the same objects, and asks the parameters whether they
+    have `changed` (`p.data = ...`, `module.half()`); moments are the optimizer's own, no one else reshapes them.
     """
 
     def __init__(self, tensors: list[Tensor]):
