@@ -1,6 +1,7 @@
 """The repository keeps its word: one list of versions, floors without circles, public torch only, clean notebooks."""
 
 import ast
+import base64
 import os
 import pathlib
 import re
@@ -465,3 +466,11 @@ def test_execute_leaves_a_notebook_that_raises_as_it_was(small_repository):
 def test_execute_says_what_is_wrong_with_its_arguments(small_repository):
     status, said = execute(small_repository, "missing.ipynb")
     assert status != 0 and "is not a file" in said
+
+
+def test_the_picture_of_the_readme_is_the_first_figure_of_chapter_02():
+    notebook = nbformat.read(ROOT / "notebooks/02_the_step_bound.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    stored = next(output.data["image/png"] for output in outputs if "image/png" in output.get("data", {}))
+    assert (ROOT / "notebooks/picture.png").read_bytes() == base64.b64decode(stored), "store the figure again"
+    assert re.search(r"!\[[^\]]{20,}\]\(notebooks/picture\.png\)", (ROOT / "README.md").read_text())
