@@ -86,12 +86,14 @@ def capturable_foreach(
                 torch._foreach_addcmul_(v, g, torch._foreach_mul(g, 1 - b2))
             else:
                 torch._foreach_addcmul_(v, g, g, 1 - b2)
+            del g                                                      # a list of our own with λ or maximize
             if amsgrad:
                 torch._foreach_maximum_(top, v)                        # v_max ← max(v_max, v)
             ratio = torch._foreach_sqrt(top)
             torch._foreach_add_(ratio, eps_hat)                        # √v + ε√c₂
             ratio = torch._foreach_div(m, ratio)
             torch._foreach_addcmul_(p, ratio, scale)                   # θ ← θ − α√c₂/c₁ · m / (√v + ε√c₂)
+            del ratio                                                  # before the next bucket makes its own
 
 
 def _scales(steps: list[Tensor], param: Tensor, lr, beta1, beta2, eps) -> tuple[tuple, tuple]:

@@ -47,12 +47,14 @@ def foreach(
             torch._foreach_lerp_(m, g, 1 - beta1)                      # m ← β₁m + (1−β₁)g
             torch._foreach_mul_(v, decay)
             torch._foreach_addcmul_(v, g, g, 1 - beta2)                # v ← β₂v + (1−β₂)g²
+            del g                                                      # a list of our own with λ or maximize
             if amsgrad:
                 torch._foreach_maximum_(top, v)                        # v_max ← max(v_max, v)
             denom = torch._foreach_sqrt(top)
             torch._foreach_div_(denom, root_c2)
             torch._foreach_add_(denom, eps)                            # √v̂ + ε
             torch._foreach_addcdiv_(p, m, denom, step_size)            # θ ← θ − α m̂ / (√v̂ + ε)
+            del denom                                                  # before the next bucket makes its own
 
 
 def _one_or_each(pairs: list[tuple]) -> tuple:
