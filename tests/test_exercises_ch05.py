@@ -106,15 +106,15 @@ def test_launches_end_where_a_limit_is_met():
     assert check._launches([], 2, 3) == check._launches([0, 0], 2, 3) == 0
     assert check._launches([1, 1], 2, 3) == 1 and check._launches([1, 1, 1], 2, 3) == 2
     assert check._launches([3 * 65_536], 2, 3) == 1 and check._launches([3 * 65_536 + 1], 2, 3) == 2
-    assert check._launches([4 * 65_536, 1, 1], 2, 3) == 3  # the rest of a tensor counts as one in the next launch
+    assert check._launches([4 * 65_536, 1, 1], 2, 3) == 3  # the rest of a tensor is one in the next launch
 
 
 # --------------------------------------------------------------------------------------------- scaled_step
 
 
 def scaled_step(
-    params, grads, exp_avgs, exp_avg_sqs, steps, scale, *, advance=1, back=True, looks=None, how="finite",
-    unscale=None, hand_scale=True, hand_inf=True, host=False, late=False, lr=1e-3, decay=0.0,
+    params, grads, exp_avgs, exp_avg_sqs, steps, scale, *, advance=1, back=True, looks=None,
+    how="finite", unscale=None, hand_scale=True, hand_inf=True, host=False, late=False, lr=1e-3, decay=0.0,
 ):  # fmt: skip
     seen = grads if looks is None else grads[looks]
     if how == "finite":
@@ -133,8 +133,9 @@ def scaled_step(
     if not late:
         torch._foreach_add_(steps, advance)
     torch._fused_adam_(
-        params, grads, exp_avgs, exp_avg_sqs, [], steps, lr=lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=decay,
-        amsgrad=False, maximize=False, grad_scale=scale if hand_scale else None, found_inf=found if hand_inf else None,
+        params, grads, exp_avgs, exp_avg_sqs, [], steps, lr=lr, beta1=0.9, beta2=0.999, eps=1e-8,
+        weight_decay=decay, amsgrad=False, maximize=False, grad_scale=scale if hand_scale else None,
+        found_inf=found if hand_inf else None,
     )  # fmt: skip
     if late:
         torch._foreach_add_(steps, advance)
@@ -173,7 +174,7 @@ def test_scaled_step_wrong(name):
 
 
 @pytest.mark.parametrize("question", [
-    lambda tensor: bool(tensor), lambda tensor: float(tensor), lambda tensor: tensor.item(), lambda tensor: 1 if tensor else 0,
+    bool, float, torch.Tensor.item, lambda tensor: 1 if tensor else 0,
 ])
 def test_scaled_step_sees_every_question(question):
     def asks(params, grads, *rest):
@@ -268,8 +269,10 @@ else:
         tl.store(p + i, tl.load(p + i, mask=inside) - lr * new_m, mask=inside)
 
 
-WRONG_KERNELS = ("no_mask", "one_too_many", "first_block_only", "forgets_m", "old_m", "an_average", "uphill", "spoils_g",
-                 "drops_the_end")  # fmt: skip
+WRONG_KERNELS = (
+    "no_mask", "one_too_many", "first_block_only", "forgets_m", "old_m", "an_average", "uphill", "spoils_g",
+    "drops_the_end",
+)  # fmt: skip
 
 
 def test_momentum_in_the_interpreter():

@@ -13,7 +13,7 @@ _PAD, _POISON = 4096, 512.0  # elements on either side of a tensor that nobody m
 
 @check(start="the list under 'Where the 76 come from': which of the four is read, which is written?")
 def step_bytes(reader):
-    """``step_bytes(param, grad, state, amsgrad, scaled) -> int``: bytes per parameter that a fused step moves.
+    """``step_bytes(param, grad, state, amsgrad, scaled) -> int``: bytes per weight that a fused step moves.
 
     param, grad, state: bytes of one element of θ, of g, of m and v.  scaled: the kernel gets a grad_scale.
     """
@@ -25,7 +25,7 @@ def step_bytes(reader):
         ((4, 2, 4, False, False), "g is read and not written: its size counts once"),
         ((4, 4, 4, True, False), "AMSGrad's maximum is one more state: read and written"),
         ((2, 2, 4, True, False), "the maximum has the size of m and v"),
-        ((4, 4, 4, False, True), "with grad_scale the kernel leaves the unscaled gradient behind: g is written too"),
+        ((4, 4, 4, False, True), "with grad_scale the kernel writes the unscaled gradient back"),
         ((4, 2, 4, False, True), "the gradient is written in its own size"),
         ((2, 2, 4, True, True), "both options together"),
     ]
@@ -54,14 +54,14 @@ def reorder(reader):
     ]
     saved = []
     for name, numels, *limits in cases:
-        tried = f"'{name}': {len(numels)} tensors, at most {limits[0]} tensors and {limits[1]} blocks a launch"
+        tried = f"'{name}': {len(numels)} tensors; a launch holds {limits[0]} tensors and {limits[1]} blocks"
         given = list(numels)
         order = reader(given, *limits)
         if order is None:
             not_written()
         order = [int(i) for i in order]
         expect_that(
-            given == numels, tried=tried, yours="the list of sizes was changed", expected="the list as it was",
+            given == numels, tried=tried, yours="the list of sizes was changed", expected="as it was",
             look="sort() and pop() work in place: take sorted(...), or work on a list of indices",
         )  # fmt: skip
         expect_that(
@@ -70,19 +70,19 @@ def reorder(reader):
             expected=f"each of 0 ... {len(numels) - 1} once",
             look="what you return: indices of tensors, not their sizes; an empty tensor has one, too",
         )  # fmt: skip
-        before, after = (_launches([numels[i] for i in which], *limits) for which in (range(len(numels)), order))
+        before, after = _launches(numels, *limits), _launches([numels[i] for i in order], *limits)
         best = max(math.ceil(sum(n > 0 for n in numels) / limits[0]),
                    math.ceil(sum(-(-n // chunk) for n in numels) / limits[1]))  # fmt: skip
         expect_that(
             after <= best + 1, tried=tried, yours=f"{after} launches (in the order given: {before})",
             expected=f"at most {best + 1}",
-            look="a launch that is full of small tensors has blocks left, one full of blocks has tensors left: mix",
+            look="a launch full of small tensors has blocks left, one full of blocks has tensors left: mix",
         )  # fmt: skip
         saved.append(f"{before} → {after}")
     return "launches " + ", ".join(saved)
 
 
-@check(start="the three calls under 'The kernel, called by hand', with grad_scale and found_inf for the kernel")
+@check(start="the calls under 'The kernel, called by hand', with grad_scale and found_inf for the kernel")
 def scaled_step(reader):
     """``scaled_step(params, grads, exp_avgs, exp_avg_sqs, steps, scale)``: one Adam step of scaled gradients.
 
@@ -121,7 +121,7 @@ def scaled_step(reader):
         expect_that(
             asked is None, tried=name, yours=f"asked a tensor for its value ({asked})",
             expected="no question to the device: the kernel reads found_inf itself",
-            look="if, bool(), float() and .item() of a tensor: on a GPU each of them waits. Make a float tensor of it",
+            look="if, bool(), float(), .item() of a tensor: on a GPU each waits. Keep found_inf a tensor",
         )  # fmt: skip
         skipped = bool(poison) and poison != "huge"
         if not skipped:
@@ -129,13 +129,13 @@ def scaled_step(reader):
         for column, expected, what in zip(yours, want, ("θ", "m", "v", "the step count")):
             for i, (a, b) in enumerate(zip(column, expected)):
                 look = (
-                    "found_inf: 1.0 if any entry of any gradient is not finite; and what the count was advanced by"
-                    if skipped else "grad_scale: the kernel divides by it, once; and t is advanced before the kernel runs"
+                    "found_inf: 1.0 if any entry of any gradient is not finite; and t, which it takes back"
+                    if skipped else "grad_scale: the kernel divides by it, once; t is advanced before it runs"
                 )  # fmt: skip
                 expect(a, b, rtol=2e-6, atol=1e-9, tried=f"{name}: {what} of tensor {i}", look=look)
         for i, (a, b) in enumerate(zip(given, scaled if skipped else grads)):
             expect(a, b, rtol=1e-6, tried=f"{name}: gradient {i} afterwards",
-                   look="the kernel's own unscaling: it writes g/scale back, and nothing in a step called off")  # fmt: skip
+                   look="the kernel writes g/scale back, and nothing in a step called off")  # fmt: skip
     return "agrees in 8 steps, 4 of them called off, and never asks the device"
 
 
