@@ -83,7 +83,8 @@ def push_slopes(gradients, beta1, beta2, eps):
 
 
 def closed_form(gradients, beta1, beta2, eps, *, m_only=False, no_factor=False, plus=False, backwards=False,
-                uncorrected=False, squared_root=False, zero_is_zero=False, no_eps=False, sign=False):  # fmt: skip
+                uncorrected=False, squared_root=False, zero_is_zero=False, no_eps=False,
+                sign=False):  # fmt: skip
     t = len(gradients)
     a = [(1 - beta1) * beta1 ** (t - i) for i in range(1, t + 1)]
     b = [(1 - beta2) * beta2 ** (t - i) for i in range(1, t + 1)]
@@ -91,11 +92,13 @@ def closed_form(gradients, beta1, beta2, eps, *, m_only=False, no_factor=False, 
         a, b = [x / (1 - beta1**t) for x in a], [x / (1 - beta2**t) for x in b]
     if backwards:
         a, b = a[::-1], b[::-1]
-    m, root = sum(x * g for x, g in zip(a, gradients)), math.sqrt(sum(x * g * g for x, g in zip(b, gradients)))
+    m = sum(x * g for x, g in zip(a, gradients))
+    root = math.sqrt(sum(x * g * g for x, g in zip(b, gradients)))
     if root == 0:
         return [0.0 if zero_is_zero else x / eps for x in a]
     below = root if no_eps else root + eps
-    second = [m * x * (abs(g) if sign else g) / root / below ** (1 if squared_root else 2) for x, g in zip(b, gradients)]
+    power = 1 if squared_root else 2
+    second = [m * x * (abs(g) if sign else g) / root / below**power for x, g in zip(b, gradients)]
     factor = 0 if m_only else 2 if no_factor else -1 if plus else 1
     return [x / below - factor * y for x, y in zip(a, second)]
 
@@ -183,8 +186,8 @@ def test_forward_by_differences_is_told_apart():
 
 
 def test_forward_agrees_with_differences():
-    a = forward(check._grad, check._hvp, np.array([0.7, -1.2, 0.3, 0.5]), 0.05, 9, beta1=0.8, beta2=0.95, eps=0.1)
-    b = differences(check._grad, check._hvp, np.array([0.7, -1.2, 0.3, 0.5]), 0.05, 9, beta1=0.8, beta2=0.95, eps=0.1)
+    start, options = np.array([0.7, -1.2, 0.3, 0.5]), dict(beta1=0.8, beta2=0.95, eps=0.1)
+    a, b = (way(check._grad, check._hvp, start, 0.05, 9, **options) for way in (forward, differences))
     assert np.allclose(a[1], b[1], rtol=1e-6, atol=1e-9)
 
 

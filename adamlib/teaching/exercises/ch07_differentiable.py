@@ -12,7 +12,7 @@ from . import check, expect, expect_that, not_written
 def lr_slope(reader):
     """``lr_slope(next_grad, param, m, v, t, *, beta1, beta2, eps, weight_decay) -> float`` for AdamW.
 
-    param is θ before step t, m and v are the averages after it, next_grad is the loss's gradient after step t.
+    param is θ before step t, m and v are the averages after it, next_grad is the gradient of the loss then.
     """
     generator = torch.Generator().manual_seed(7)
     for t, decay, eps in ((1, 0.0, 1e-8), (7, 0.0, 0.5), (1, 0.3, 1e-8), (7, 0.3, 0.5), (400, 2.0, 1e-3)):
@@ -22,24 +22,24 @@ def lr_slope(reader):
         push = m / (1 - 0.8**t) / ((v / (1 - 0.95**t)).sqrt() + eps) + decay * param
         given = [x.clone() for x in (next_grad, param, m, v)]
         yours = reader(*given, t, **betas, eps=eps, weight_decay=decay)
-        look = {
-            0.0: "θ after the step is θ − α·m̂/(√v̂ + ε): m̂ and v̂ are corrected, ε stands outside the root",
-        }.get(decay, "AdamW's step is −α·(m̂/(√v̂ + ε) + λθ): α multiplies the decay, too")
+        look = "AdamW's step is −α·(m̂/(√v̂ + ε) + λθ): α multiplies the decay, too"
+        if decay == 0:
+            look = "the step is −α·m̂/(√v̂ + ε): m̂ and v̂ are corrected, ε stands outside the root"
         expect(yours, -(next_grad @ push).item(), rtol=1e-9, atol=1e-12,
                tried=f"random tensors, t = {t}, weight_decay = {decay}, eps = {eps}", look=look)  # fmt: skip
         for name, x, y in zip(("next_grad", "param", "m", "v"), given, (next_grad, param, m, v)):
-            expect(x, y, tried=f"{name} after the call", look="your in-place methods: the tensors are the caller's")
+            expect(x, y, tried=f"{name} after the call", look="in-place methods: it is the caller's")
     return "agrees for 5 states, with and without decay"
 
 
-@check(start="the slope of the first step above: m̂ and v̂ are weighted sums of the gradients and their squares")
+@check(start="the slope of the first step above; m̂ and v̂ are weighted sums of g and g²")
 def push_slopes(reader):
-    """``push_slopes(gradients, beta1, beta2, eps) -> list``: ∂u_t/∂g_i for i = 1 … t, u_t = m̂_t/(√v̂_t + ε)."""
+    """``push_slopes(gradients, beta1, beta2, eps) -> list``: ∂u_t/∂g_i, i = 1 … t, of u_t = m̂_t/(√v̂_t + ε)."""
     cases = [
         ([1e-4], 0.9, 0.999, 1e-4, "the first step: ε/(|g| + ε)²"),
         ([-2.0], 0.9, 0.999, 0.5, "the sign of g: u is odd in g, so its slope is even"),
-        ([1.0, 1.0], 0.9, 0.999, 1e-8, "gradient i has the weight (1−β₁)β₁ᵗ⁻ⁱ/(1−β₁ᵗ) in m̂; the last one the largest"),
-        ([0.5, -1.0, 2.0, 0.1], 0.8, 0.95, 0.3, "v̂ also moves: ∂v̂/∂g_i is 2·g_i times the weight of g_i² in v̂"),
+        ([1.0, 1.0], 0.9, 0.999, 1e-8, "g_i has the weight (1−β₁)β₁ᵗ⁻ⁱ/(1−β₁ᵗ) in m̂"),
+        ([0.5, -1.0, 2.0, 0.1], 0.8, 0.95, 0.3, "∂v̂/∂g_i is 2·g_i times the weight of g_i² in v̂"),
         ([0.0, 3.0], 0.9, 0.99, 0.1, "a zero among the gradients: it has no part in v̂'s slope, but in m̂'s"),
         ([0.0, 0.0, 0.0], 0.9, 0.99, 0.1, "v̂ = 0: there m̂ = 0 too, and only ∂m̂/∂g_i divided by ε is left"),
     ]
@@ -52,7 +52,7 @@ def push_slopes(reader):
 
 @check(start="the four lines of `step`: differentiate each with respect to α, from top to bottom")
 def forward_hypergradient(reader):
-    """``forward_hypergradient(grad, hvp, theta, lr, steps, *, beta1, beta2, eps) -> (θ_K, dθ_K/dα)``, in NumPy.
+    """``forward_hypergradient(grad, hvp, theta, lr, steps, *, beta1, beta2, eps)`` -> (θ_K, dθ_K/dα) in NumPy.
 
     grad(θ) is the gradient, hvp(θ, d) the Hessian at θ times d.
     """
@@ -75,16 +75,16 @@ def forward_hypergradient(reader):
             if answer is None:
                 not_written()
             tried = f"{steps} steps with lr 0.05, betas (0.8, 0.95), eps {eps}"
-            expect_that(isinstance(answer, tuple) and len(answer) == 2, tried=tried, yours=type(answer).__name__,
-                        expected="a tuple of two arrays, θ and dθ/dα", look="the return line")  # fmt: skip
+            expect_that(isinstance(answer, tuple) and len(answer) == 2, tried=tried,
+                        yours=type(answer).__name__, expected="a tuple: θ, dθ/dα", look="return")  # fmt: skip
             want, slope = _forward(start, 0.05, steps, 0.8, 0.95, eps)
             expect(answer[0], want, rtol=1e-9, atol=1e-13, tried=f"θ after {tried}", look="the step itself")
             expect(np.isfinite(answer[1]), np.ones(4, bool), tried=f"is dθ/dα finite after {tried}?",
-                   look="the last coordinate, whose gradient is always 0: there d√v̂ may be any finite number")  # fmt: skip
+                   look="the coordinate whose gradient is always 0: any finite d√v̂ will do")  # fmt: skip
             expect(answer[1], slope, rtol=1e-7, atol=1e-11, tried=f"dθ/dα after {tried}", look=look[steps])
             expect_that(len(calls) <= steps, tried=f"calls of grad in {tried}", yours=f"{len(calls)} calls",
-                        expected=f"at most {steps}", look="finite differences: the recursion needs one run")  # fmt: skip
-            expect(theta, start, tried="the θ you were given", look="theta -= ... writes into the caller's array")
+                        expected=f"at most {steps}", look="finite differences: one run will do")  # fmt: skip
+            expect(theta, start, tried="the θ you were given", look="theta -= ... writes into it")
     return "agrees with the chain rule for 1, 2 and 9 steps, with one gradient a step and no graph"
 
 
