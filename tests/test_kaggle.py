@@ -24,9 +24,18 @@ def built(tmp_path_factory):
 
 def without_network():
     """The words that start a command in a network namespace of its own, where this machine allows it."""
-    unshare = ["unshare", "--map-root-user", "--net"]
+    unshare = ["unshare", "--map-root-user", "--net", sys.executable, "-c", LOOPBACK_UP]
     allowed = shutil.which("unshare") and subprocess.run([*unshare, "true"], capture_output=True).returncode == 0
     return unshare if allowed else []
+
+
+# A new network namespace lacks even the loopback, which every machine has and processes need to talk to each other.
+LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    fcntl.ioctl(s, 0x8914, struct.pack("16sh22x", b"lo", 0x41))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
