@@ -140,7 +140,8 @@ def launch(
         finally:
             started = _end(launcher, folder)
         if said is None:
-            raise RankFailed(f"{processes} processes had not finished after {seconds} s and were ended", started)
+            why = "a busy machine, or one without a loopback network?"
+            raise RankFailed(f"{processes} processes had not finished after {seconds} s and were ended: {why}", started)
         if launcher.returncode:
             raise RankFailed(_first_error(folder) or said[-2000:], started)
         return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
