@@ -239,7 +239,7 @@ def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
 
 def test_a_pair_that_fails_does_not_cost_the_others():
     lines = []
-    report = benchmark.run(["digits_mlp"], ["fused"], BRIEF._replace(rounds=0), lines.append)
+    report = benchmark.run(["digits_mlp"], ["fused"], BRIEF._replace(rounds=0), lambda *line: lines.append(line))
     assert report["rows"] == [] and len(lines) == 1
     assert report["failed"][0]["variant"] == "fused" and "at least one round" in report["failed"][0]["error"]
     assert "failed: digits_mlp · fused · eager" in benchmark_report.table(report)
@@ -250,6 +250,7 @@ def test_a_pair_that_fails_does_not_cost_the_others():
     [
         (["--sets", "resnet19"], "invalid choice: 'resnet19'"),
         (["--output", "/no/such/folder/run.json"], "there is no folder /no/such/folder"),
+        (["--read", "no_such_run.json"], "there is no report no_such_run.json"),
         (["--rounds", "0"], "need at least 1"),
         (["--device", "cuda"], "no CUDA device"),
     ],

@@ -64,13 +64,13 @@ class Settings(NamedTuple):
     seed: int
 
 
-def run(sets: list[str], variants: list[str], settings: Settings, progress=print) -> dict:
+def run(sets: list[str], variants: list[str], settings: Settings, progress) -> dict:
     """Race every variant on every parameter set and return the report, made of JSON's own types.
 
     Args:
         sets: names from ``parameter_sets.SETS``.
         variants: names from ``VARIANTS`` and ``NOISE``. "triton" is raced on CUDA only.
-        progress: called with one line of text after each pair.
+        progress: called after each pair with one line of text and the report so far.
     """
     modes = ["eager", "graph", "cold graph"]
     pairs = [pair for pair in itertools.product(sets, variants, modes) if _makes_sense(*pair[1:], settings)]
@@ -97,7 +97,8 @@ def run(sets: list[str], variants: list[str], settings: Settings, progress=print
         else:
             report["rows"].append(row)
             outcome = "torch / ours = {1:.2f} [{0:.2f}, {2:.2f}]".format(*row["ratio"])
-        progress(f"[{number:2}/{len(pairs)}] {name}: {outcome}  ({time.perf_counter() - started:.0f} s)")
+        took = time.perf_counter() - started
+        progress(f"[{number:2}/{len(pairs)}] {name}: {outcome}  ({took:.0f} s)", report)
     return report
 
 
@@ -273,6 +274,8 @@ def main(arguments: list[str] | None = None) -> int:
     for file in (options.output, options.picture):
         if file is not None and not file.parent.is_dir():  # now, and not after half an hour of measuring
             parser.error(f"there is no folder {file.parent}: create it or name another file")
+    if options.read is not None and not options.read.is_file():
+        parser.error(f"there is no report {options.read}: run without --read and with --output to make one")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here: use --device cpu")
     if min(options.rounds, options.threads) < 1:
@@ -280,15 +283,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.quick:
         options.sets, options.rounds, options.min_seconds = ["tiny_200x64"], 5, 0.01
 
+    def save(line: str, report: dict) -> None:  # after each pair: a run that is cut short keeps what it has
+        print(line, file=sys.stderr, flush=True)
+        if options.output is not None:
+            options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
     if options.read is not None:
-        report = json.loads(options.read.read_text())
+        report = json.loads(options.read.read_text(encoding="utf-8"))
     else:
         settings = Settings(*(getattr(options, field) for field in Settings._fields))
-        report = run(
-            options.sets, options.variants, settings, lambda line: print(line, file=sys.stderr, flush=True)
-        )
-    if options.output is not None:
-        options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        report = run(options.sets, options.variants, settings, save)
     print(table(report))
     if options.picture is not None:
         picture(report).savefig(options.picture)
