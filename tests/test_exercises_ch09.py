@@ -188,3 +188,9 @@ def test_each_wrong_adam_is_the_only_reason_to_reject_somewhere():
     """No two of the wrong Adams are one and the same on the good test."""
     seen = [tuple(np.round(check._from_rule(rule)(GOOD, 0.01, (0.7, 0.95), 0.1), 9)) for _, rule, _ in check._WRONG]
     assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("dtype, stop", [(torch.float16, 2048), (torch.bfloat16, 256), (torch.float32, 2**24), (torch.float64, 2**53)])
+def test_the_limits_that_the_check_of_counters_expects(dtype, stop):
+    n = torch.tensor(float(stop), dtype=dtype)
+    assert torch.equal(n + 1, n) and not torch.equal(n - 1 + 1, n - 1)

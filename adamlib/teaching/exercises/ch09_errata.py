@@ -62,8 +62,6 @@ def counter_limit(reader):
         (torch.float64, 2**53, "float64 counts too far to try one by one"),
     ]
     for dtype, want, look in cases:
-        n = torch.tensor(float(want), dtype=dtype)
-        assert torch.equal(n + 1, n) and not torch.equal(n - 1 + 1, n - 1)
         expect(reader(dtype), want, tried=f"counter_limit({dtype})", look=look)
     return "agrees for float16, bfloat16, float32 and float64"
 
