@@ -87,7 +87,7 @@ def index(chapters):
                 lines += [f"```{{image}} _static/{name}.png\n:alt: {' '.join(alt.split())}\n:width: 480px\n```", ""]
                 break
         lines += [aims, ""]
-    names = "\n".join(chapters)
+    names = "\n".join([*chapters, "README"])
     lines += [f"```{{toctree}}\n:hidden:\n{names}\n```", ""]
     return "\n".join(lines)
 
@@ -107,6 +107,7 @@ def build(executing):
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.rmtree(SITE, ignore_errors=True)
     (SOURCE / "_static").mkdir(parents=True)
+    shutil.copy(ROOT / "notebooks" / "README.md", SOURCE)  # the lecturer's guide, the last page
     if (ROOT / "notebooks" / "recorded").is_dir():
         shutil.copytree(ROOT / "notebooks" / "recorded", SOURCE / "recorded")
     os.environ.update(ENVIRONMENT)
