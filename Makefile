@@ -22,10 +22,11 @@ lab: $(READY)  ## open JupyterLab at the first notebook
 	$(PY) -m jupyter lab $(JUPYTER_FLAGS) notebooks/00_start_here.ipynb
 
 test: $(READY)  ## run every test and every cell of every notebook, and compare what they print and draw
+	@echo "testing the package and the notebooks side by side; each prints when it is done, in about 10 minutes"
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-package test-notebooks
 
 # The two halves take about equally long, so `make test` runs them side by side.
-PYTEST := OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 $(PY) -m pytest -q
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
 EXPORTS := tests/test_kaggle.py tests/test_pages.py
 test-package: $(READY)
 	$(PYTEST) tests $(addprefix --ignore=,$(EXPORTS))
