@@ -1,5 +1,7 @@
 """The op meter: its rules one by one, its figures for torch's step and for ours, and the parameter sets."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -187,7 +189,7 @@ def test_adamlib_on_resnet18():
 
 @pytest.mark.parametrize("name, single, foreach", [("resnet18", 560, 135), ("gpt2_small", 1334, 307)])
 def test_calls_without_a_cpu_cache_to_cut_for(name, single, foreach):
-    """On the meta device nothing is computed and nothing is cut into blocks: the calls of an accelerator."""
+    """On the meta device nothing is computed and no tensor is cut into blocks: the calls of an accelerator."""
     shapes = parameter_sets.SETS[name]()
 
     def calls(library):
@@ -195,8 +197,23 @@ def test_calls_without_a_cpu_cache_to_cut_for(name, single, foreach):
         return [measured(step).calls for step in steps]
 
     assert calls(torch.optim) == [single, foreach]
-    around = [ours - 7 * blocks for ours, blocks in zip(calls(adamlib), (len(shapes), 1))]
+    buckets = {"resnet18": 1, "gpt2_small": 7}[name]
+    around = [ours - 7 * blocks for ours, blocks in zip(calls(adamlib), (len(shapes), buckets))]
     assert all(0 < calls < 10 for calls in around), around
+
+
+@pytest.mark.parametrize("capturable, share", [(False, 1 / 2), (True, 1)])
+def test_temporary_memory_of_foreach_on_an_accelerator(capturable, share, monkeypatch):
+    """GPT-2 small on the meta device: the larger of a full bucket and the largest tensor, instead of all of it."""
+    torch_adam = importlib.import_module("torch.optim.adam")  # torch.optim takes the name off itself
+    monkeypatch.setattr(torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["meta"])
+    shapes, flags = parameter_sets.gpt2_small(), dict(foreach=True, capturable=capturable)
+    theirs, ours = (
+        measured(optimizer_on(shapes, library, "meta", **flags).step).peak_temporary_bytes
+        for library in (torch.optim, adamlib)
+    )
+    assert theirs >= 4 * parameter_sets.count_parameters(shapes)
+    assert ours <= share * theirs
 
 
 def test_temporary_memory_of_a_step():

@@ -73,11 +73,16 @@ def test_temporaries_of_foreach_are_at_most_half_of_the_tensors():
     assert len(list(buckets([0] * 200, few))) == 1  # not worth seven more calls
 
 
-def test_strided_tensors_and_other_devices_are_not_cut(small_cache):
+def test_strided_tensors_are_not_cut(small_cache):
     strided = torch.zeros(6, 20)[:, ::2]
     assert [piece.shape for (piece,) in in_cache(strided)] == [(6, 10)]
-    meta = [torch.empty(100, device="meta")] * 3
-    assert [list(map(len, pieces)) for _, pieces in buckets([0, 1, 2], meta)] == [[100, 100, 100]]
+
+
+def test_other_devices_take_whole_tensors_until_their_room_is_full(small_cache, monkeypatch):
+    meta = [torch.empty(n, device="meta") for n in (100, 100, 100, 250, 40, 0)]
+    assert [(names, len(pieces)) for names, pieces in buckets([*range(6)], meta)] == [([*range(6)], 6)]
+    monkeypatch.setattr(partition, "DEVICE_ELEMENTS", 220)
+    assert [names for names, _ in buckets([*range(6)], meta)] == [[0, 1], [2], [3], [4, 5]]
 
 
 def test_kinds_are_kept_apart():

@@ -1,9 +1,11 @@
 """Cutting the lists of a step into pieces that one pass of arithmetic can take.
 
 A step is six lists with one entry per parameter tensor. Two cuts are made here, so that the variants hold
-nothing but arithmetic: by device and dtype, because one foreach or fused call takes tensors of one kind; and,
-on a CPU, into pieces that stay in cache, because Adam's eight passes over a large tensor otherwise fetch
-every element from memory eight times. Views only: nothing is copied, and every element is in exactly one piece.
+nothing but arithmetic: by device and dtype, because one foreach or fused call takes tensors of one kind; and
+by size. On a CPU the pieces stay in cache, because Adam's eight passes over a large tensor otherwise fetch
+every element from memory eight times. On other devices foreach takes so many tensors at once that its kernels
+are long, but not all of a large model, because its temporaries are as large as what it takes at once.
+Views only: nothing is copied, and every element is in exactly one piece.
 """
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 CACHE_ELEMENTS = 2**18  # per piece on a CPU: p, g, m, v and the denominator in float32 are 5 MiB
 WORTH_CUTTING = 2**16  # in all, for foreach: below, a temporary is 256 KiB and seven more calls cost more
+DEVICE_ELEMENTS = 2**24  # per bucket of whole tensors elsewhere: a temporary of 64 MiB in float32
 
 
 def by_device_and_dtype(params: list[Tensor], *lists: list) -> Iterator[tuple[list, ...]]:
@@ -46,20 +49,23 @@ def in_cache(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 
 def buckets(scales: list, *lists: list[Tensor]) -> Iterator[tuple]:
-    """Foreach lists of at most CACHE_ELEMENTS elements each (on a CPU), large tensors cut, small ones together.
+    """Foreach lists with room for CACHE_ELEMENTS on a CPU, large tensors cut, small ones together.
 
     What is worth cutting makes two buckets at least, so that temporaries are half of all tensors at most.
+    On other devices whole tensors with room for DEVICE_ELEMENTS; one that is larger has a bucket to itself.
     `scales` has one entry per tensor, whatever it is; it goes with each piece of its tensor.
     """
-    if torch.compiler.is_compiling() or not lists[0][0].is_cpu:  # there, one launch over everything wins
+    if torch.compiler.is_compiling():  # the compiler fuses the passes: there are no temporaries
         yield (scales, *lists)
         return
     columns, sizes = (scales, *lists), [*map(Tensor.numel, lists[0])]
-    if max(sizes) > CACHE_ELEMENTS:
-        rows = ((scale, *piece) for scale, *tensors in zip(*columns) for piece in in_cache(*tensors))
-        columns = [*map(list, zip(*rows))]
-        sizes = [*map(Tensor.numel, columns[1])]
-    room = min(CACHE_ELEMENTS, max(WORTH_CUTTING, sum(sizes)) // 2)
+    room = DEVICE_ELEMENTS
+    if lists[0][0].is_cpu:
+        if max(sizes) > CACHE_ELEMENTS:
+            rows = ((scale, *piece) for scale, *tensors in zip(*columns) for piece in in_cache(*tensors))
+            columns = [*map(list, zip(*rows))]
+            sizes = [*map(Tensor.numel, columns[1])]
+        room = min(CACHE_ELEMENTS, max(WORTH_CUTTING, sum(sizes)) // 2)
     start = elements = 0
     for i, size in enumerate(sizes):
         if elements + size > room and i > start:
