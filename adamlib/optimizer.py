@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .functional import adam, refuse_combinations, to_scalar
-from .state import Gathered, gather, place_step, step_dtype
+from .state import Entries, Gathered, gather, place_step, step_dtype
 from .variants.differentiable import refuse_leaves
 from .variants.layout import refuse_misfits
 from .variants.steps import refuse_grad_scaler
@@ -94,7 +94,7 @@ class Adam(Optimizer):
         return loss
 
     def _step_groups(self, **scaler) -> None:
-        groups = [(self._lists(index, group), group) for index, group in enumerate(self.param_groups)]
+        groups = list(zip(self._lists(), self.param_groups))
         if len(groups) > 1 and not torch.compiler.is_compiling():
             for lists, group in groups:  # every group is checked before one of them is stepped
                 _refuse_group(lists, group, **scaler)
@@ -116,16 +116,24 @@ class Adam(Optimizer):
             self._triton = FusedTriton()
         self._triton.step([GroupLists(*lists, **options) for lists, options in groups], **scaler)
 
-    def _lists(self, index: int, group: dict[str, Any]):
+    def _lists(self) -> list:
+        """The six lists of each group: those of the step before, where they still hold what they must."""
         if torch.compiler.is_compiling():
-            lists = [], [], [], [], [], []
-            self._init_group(group, *lists)
-            return lists
-        gathered = self._gathered.get(index)
-        lists = gathered and gathered.again(group, self.state)
-        if lists is None:
-            self._gathered[index] = Gathered(group, self.state)
-            lists = self._gathered[index].lists
+            groups = [([], [], [], [], [], []) for _ in self.param_groups]
+            for group, lists in zip(self.param_groups, groups):
+                self._init_group(group, *lists)
+            return groups
+        if self._entries is None or not self._entries.are_those_of(self.state):
+            self._forget_lists()
+        lists = []
+        for index, group in enumerate(self.param_groups):
+            gathered = self._gathered.get(index)
+            again = gathered and gathered.again(group)
+            if again is None:
+                gathered = self._gathered[index] = Gathered(group, self.state)
+                self._entries, again = None, gathered.lists
+            lists.append(again)
+        self._entries = self._entries or Entries(self.state)
         return lists
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
@@ -139,8 +147,12 @@ class Adam(Optimizer):
 
     def _forget(self) -> None:
         """Drop what is kept from step to step for speed; none of it belongs to the state."""
-        self._gathered: dict[int, Gathered] = {}
+        self._forget_lists()
         self._triton = None
+
+    def _forget_lists(self) -> None:
+        self._gathered: dict[int, Gathered] = {}
+        self._entries: Entries | None = None
 
     def _refuse_capture_without_the_flag(self) -> None:
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

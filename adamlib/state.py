@@ -6,17 +6,16 @@ kernel. They are used again only while every tensor in them is still the one tha
 """
 from __future__ import annotations
 
-from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from collections.abc import Iterator
+from itertools import chain, repeat
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .variants.layout import Kept, refuse_unfusable
+from .variants.layout import Kept, refuse_sparse, refuse_unfusable
 from .variants.steps import SharedSteps
-
-STRIDED = {torch.strided}
 
 
 class Lists(NamedTuple):
@@ -61,11 +60,6 @@ def gather(group: dict[str, Any], state: dict[Tensor, dict[str, Any]]) -> Lists:
     )
 
 
-def refuse_sparse(grads: list[Tensor]) -> None:
-    if {*map(attrgetter("layout"), grads)} - STRIDED:
-        raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
-
-
 def new_steps(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
     """Counts at zero for parameters that start now, as elements of one tensor per device."""
     steps: dict[Tensor, Tensor] = {}
@@ -97,52 +91,67 @@ def place_step(group: dict[str, Any], param: Tensor, entry: dict[str, Any]) -> N
         entry["step"] = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
 
 
+class Entries:
+    """Who has state, and which: what an optimizer's `state` must still hold for any list to be used again.
+
+    Looked at in order and by identity, once a step: looking up a tensor in a dict is ten times slower.
+    """
+
+    def __init__(self, state: dict[Tensor, dict[str, Any]]):
+        self.params, self.entries = [*state], [*state.values()]
+
+    def are_those_of(self, state: dict[Tensor, dict[str, Any]]) -> bool:
+        return (
+            len(state) == len(self.params)
+            and all(map(is_, state, self.params))
+            and all(map(is_, state.values(), self.entries))
+        )
+
+
 class Gathered:
     """The lists of one group, kept from step to step, and what has to hold for using them again."""
 
     def __init__(self, group: dict[str, Any], state: dict[Tensor, dict[str, Any]]):
         lists = gather(group, state)
         self.flags = self._flags(group)
-        self.has_grad = [p.grad is not None for p in group["params"]]
         self.group_params = list(group["params"])
-        self.state = state
+        self.without_grad = [p for p in group["params"] if p.grad is None]
         self.states = [state[p] for p in lists.params]
         if not group["capturable"]:  # a graph may hold the addresses of the counts
             join_steps(self.states)
         self.lists = lists._replace(state_steps=shared([entry["step"] for entry in self.states]))
-        self.tensors_of = itemgetter("step", "exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * group["amsgrad"])
-        self.tensors = [*chain.from_iterable(map(self.tensors_of, self.states))]
+        self.tensors = [*self._tensors()]
         if group["fused"]:
-            kept = ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
-            self.lists = self.lists._replace(**{name: Kept(getattr(lists, name)) for name in kept})
+            moments = lists.exp_avgs, lists.exp_avg_sqs, lists.max_exp_avg_sqs
+            self.lists = self.lists._replace(params=Kept(lists.params, *moments))
 
     @staticmethod
     def _flags(group: dict[str, Any]) -> tuple:
         return group["amsgrad"], group["fused"], group["capturable"]
 
-    def again(self, group: dict[str, Any], state: dict[Tensor, dict[str, Any]]) -> Lists | None:
-        """The lists with today's gradients, or None where anything they hold has been replaced."""
-        params, all_grads = group["params"], [p.grad for p in group["params"]]
+    def _tensors(self) -> Iterator:
+        """What the entries hold, one after the other, and an end that equals nothing in them."""
+        return chain(chain.from_iterable(map(dict.values, self.states)), (self,))
+
+    def again(self, group: dict[str, Any]) -> Lists | None:
+        """The lists with today's gradients, or None where anything they hold has been replaced.
+
+        Whether the optimizer's state still holds these entries is for `Entries` to say.
+        """
+        params, grads = group["params"], [p.grad for p in self.lists.params]
         if not (
-            state is self.state
-            and self.flags == self._flags(group)
+            self.flags == self._flags(group)
             and len(params) == len(self.group_params)
             and all(map(is_, params, self.group_params))
-            and [g is not None for g in all_grads] == self.has_grad
-            and all(map(is_, map(state.get, self.lists.params), self.states))
-            and self._hold_the_same()
+            and not any(map(is_, grads, repeat(None)))
+            and all(p.grad is None for p in self.without_grad)
+            and all(map(is_, self._tensors(), self.tensors))
             and not (group["fused"] and self.lists.params.changed())
         ):
             return None
-        grads = [g for g in all_grads if g is not None]
-        refuse_sparse(grads)
+        if group["fused"] is not True:  # that one looks at all layouts before its step
+            refuse_sparse(grads)
         return self.lists._replace(grads=grads)
-
-    def _hold_the_same(self) -> bool:
-        try:
-            return all(map(is_, chain.from_iterable(map(self.tensors_of, self.states)), self.tensors))
-        except KeyError:  # one was taken out
-            return False
 
 
 def join_steps(states: list[dict[str, Any]]) -> None:

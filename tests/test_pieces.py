@@ -182,7 +182,7 @@ def test_a_moment_that_was_replaced_is_looked_at_again():
 
 def test_kept_lists_answer_like_plain_ones():
     params, grads = [torch.zeros(3), torch.zeros(2, 2)], [torch.zeros(3), torch.zeros(2, 2)]
-    refuse_misfits(Kept(params), grads, Kept(grads), Kept([]))
+    refuse_misfits(Kept(params, grads, []), grads, grads, [])
     assert Kept(params).uniform and not Kept([params[0], params[1].double()]).uniform
     kept = Kept(params)
     assert not kept.changed()

@@ -8,19 +8,36 @@ from torch import Tensor
 
 
 class Kept(list):
-    """Parameters or moments of a fused group, kept from step to step, and how they lay in memory at first.
+    """The parameters of a fused group, kept from step to step, and how they and their moments lay in memory.
 
-    Whoever keeps them makes sure that they are still the same objects, and asks the parameters whether they
-    have `changed` (`p.data = ...`, `module.half()`); moments are the optimizer's own, no one else reshapes them.
+    Whoever keeps them makes sure that they are still the same objects, and asks whether they have `changed`
+    (`p.data = ...`, `module.half()`); moments are the optimizer's own, no one else reshapes them.
+    `usual`: all are floating-point and contiguous, and each moment fits its parameter. `uniform`: they are
+    of one device and dtype, too.
     """
 
-    def __init__(self, tensors: list[Tensor]):
-        super().__init__(tensors)
-        self.layout = _layout(tensors)
-        self.uniform = len({(t.device, t.dtype) for t in tensors}) == 1
+    def __init__(self, params: list[Tensor], *moments: list[Tensor]):
+        super().__init__(params)
+        self.sizes, self.dtypes = [*map(Tensor.numel, params)], [*map(attrgetter("dtype"), params)]
+        floating = all(dtype.is_floating_point for dtype in {*self.dtypes})
+        self.usual = floating and all(self.fit(column) for column in (params, *moments) if column)
+        self.uniform = self.usual and len({(p.device, p.dtype) for p in params}) == 1
+
+    def fit(self, tensors: list[Tensor]) -> bool:
+        """Whether each is contiguous and as large as its parameter was, of the same dtype."""
+        return (
+            all(map(Tensor.is_contiguous, tensors))
+            and [*map(Tensor.numel, tensors)] == self.sizes
+            and [*map(attrgetter("dtype"), tensors)] == self.dtypes
+        )
 
     def changed(self) -> bool:
-        return _layout(self) != self.layout
+        return self.usual and not self.fit(self)
+
+
+def refuse_sparse(grads: list[Tensor]) -> None:
+    if {*map(attrgetter("layout"), grads)} - {torch.strided}:
+        raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
 
 
 def refuse_unfusable(param: Tensor) -> None:
@@ -34,11 +51,12 @@ def refuse_unfusable(param: Tensor) -> None:
 
 
 def refuse_misfits(params, grads, *moments) -> None:
-    """Raise unless each tensor lies in memory exactly as its parameter does."""
+    """Raise unless each tensor lies in memory exactly as its parameter does; sparse gradients too."""
+    kept = params if isinstance(params, Kept) else Kept(params, *moments)
+    if kept.usual and kept.fit(grads):  # told apart quickly
+        return
+    refuse_sparse(grads)
     columns = [column for column in (grads, *moments) if column]
-    layouts = [c.layout if isinstance(c, Kept) else _layout(c) for c in (params, *columns)]
-    if layouts[0] is not None and all(layout == layouts[0] for layout in layouts):
-        return  # the usual case, told apart quickly
     names = ("the gradient", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     for i, param in enumerate(params):
         refuse_unfusable(param)
@@ -61,14 +79,6 @@ def refuse_misfits(params, grads, *moments) -> None:
                         f"fused=True cannot step parameter {i}: {name} has {what} {theirs}, the parameter {its}. "
                         f"Give {name} the parameter's {what}, or use foreach=True or foreach=False"
                     )
-
-
-def _layout(tensors: list[Tensor]) -> tuple[list[int], list[torch.dtype]] | None:
-    """Numbers of elements and dtypes, if all tensors are floating-point and contiguous."""
-    dtypes = [*map(attrgetter("dtype"), tensors)]
-    if all(map(Tensor.is_contiguous, tensors)) and all(dtype.is_floating_point for dtype in {*dtypes}):
-        return [*map(Tensor.numel, tensors)], dtypes
-    return None
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
