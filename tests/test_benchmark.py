@@ -237,6 +237,27 @@ def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
     assert capfd.readouterr().out == printed
 
 
+@pytest.mark.parametrize(
+    "arguments, asked",
+    [
+        ([], (benchmark.DEFAULT_SETS, 21, 0.1)),
+        (["--quick"], (["tiny_200x64"], 5, 0.01)),
+        (["--quick", "--sets", "resnet18", "--rounds", "7"], (["resnet18"], 7, 0.01)),
+    ],
+)
+def test_quick_stands_back_where_something_is_named(arguments, asked, monkeypatch):
+    runs = []
+
+    def run(sets, variants, settings, progress):
+        runs.append((sets, settings.rounds, settings.min_seconds))
+        return {"failed": []}
+
+    monkeypatch.setattr(benchmark, "run", run)
+    monkeypatch.setattr(benchmark, "table", lambda report: "")
+    assert benchmark.main(arguments) == 0
+    assert runs == [asked]
+
+
 def test_a_pair_that_fails_does_not_cost_the_others():
     lines = []
     report = benchmark.run(["digits_mlp"], ["fused"], BRIEF._replace(rounds=0), lambda *line: lines.append(line))

@@ -258,14 +258,16 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
     )  # fmt: skip
     add = parser.add_argument
-    add("--quick", action="store_true", help="the smallest set, few short rounds: does it run, not how fast")
-    add("--sets", nargs="+", choices=SETS, default=DEFAULT_SETS, metavar="SET", help="of " + ", ".join(SETS))
+    add("--quick", action="store_true",
+        help="a small set and few short rounds, where you name none yourself: does it run, not how fast")  # fmt: skip
+    add("--sets", nargs="+", choices=SETS, metavar="SET",
+        help=f"of {', '.join(SETS)} (default: {' '.join(DEFAULT_SETS)})")  # fmt: skip
     add("--variants", nargs="+", choices=[*VARIANTS, *NOISE], default=[*VARIANTS, *NOISE], metavar="VARIANT",
         help="of " + ", ".join(f'"{name}"' for name in [*VARIANTS, *NOISE]))  # fmt: skip
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
-    add("--rounds", type=int, default=21, help="quiet rounds to keep of each pair (default: %(default)s)")
-    add("--min-seconds", type=float, default=0.1, help="time each contender this long a round (default: 0.1)")
+    add("--rounds", type=int, help="quiet rounds to keep of each pair (default: 21, quick 5)")
+    add("--min-seconds", type=float, help="time each contender this long a round (default: 0.1, quick 0.01)")
     add("--seed", type=int, default=0, help="of the tensors and of the order in a round (default: 0)")
     add("--output", type=pathlib.Path, help="write the report as JSON, for example to notebooks/recorded/")
     add("--picture", type=pathlib.Path, help="draw the report as PNG")
@@ -278,10 +280,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"there is no report {options.read}: run without --read and with --output to make one")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here: use --device cpu")
+    usual = (["tiny_200x64"], 5, 0.01) if options.quick else (DEFAULT_SETS, 21, 0.1)
+    for name, value in zip(("sets", "rounds", "min_seconds"), usual):
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     if min(options.rounds, options.threads) < 1:
         parser.error("--rounds and --threads need at least 1")
-    if options.quick:
-        options.sets, options.rounds, options.min_seconds = ["tiny_200x64"], 5, 0.01
 
     def save(line: str, report: dict) -> None:  # after each pair: a run that is cut short keeps what it has
         print(line, file=sys.stderr, flush=True)
