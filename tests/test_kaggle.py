@@ -23,31 +23,42 @@ def built(tmp_path_factory):
     return {folder.name: folder for folder in folders}
 
 
-def without_network():
-    """The words that start a command in a network namespace of its own, where this machine allows it."""
-    unshare = ["unshare", "--map-root-user", "--net", sys.executable, "-c", LOOPBACK_UP]
-    allowed = shutil.which("unshare") and subprocess.run([*unshare, "true"], capture_output=True).returncode == 0
-    return unshare if allowed else []
+def alone(folder, writable=True):
+    """The words that start a command without network, that may write to `folder` but not to the folder above it
+    (with writable=False to neither), where this machine allows such namespaces."""
+    inside = [sys.executable, "-c", NAMESPACE, str(folder), "rw" if writable else "ro"]
+    start = ["unshare", "--map-root-user", "--net", "--mount", *inside]
+    allowed = shutil.which("unshare") and subprocess.run([*start, "true"], capture_output=True).returncode == 0
+    return start if allowed else []
 
 
 # A new network namespace lacks even the loopback, which every machine has and processes need to talk to each other.
-LOOPBACK_UP = """
-import fcntl, os, socket, struct, sys
+NAMESPACE = """
+import fcntl, os, pathlib, socket, struct, subprocess, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
     fcntl.ioctl(s, 0x8914, struct.pack("16sh22x", b"lo", 0x41))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
-os.execvp(sys.argv[1], sys.argv[1:])
+folder, mode, *command = sys.argv[1:]
+above = str(pathlib.Path(folder).parent)
+for path in (above, folder):  # mounts of their own, so that one can be read-only and the other not
+    subprocess.run(["mount", "--bind", path, path], check=True)
+for path in [above] + [folder] * (mode == "ro"):
+    subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+os.chdir(folder)
+os.execvp(command[0], command)
 """
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_runs_alone_in_an_empty_folder_without_network(built, chapter, tmp_path, monkeypatch):
+    tmp_path = tmp_path / "empty"  # the folder above it is read-only
+    tmp_path.mkdir()
     notebook = nbformat.read(built[chapter] / f"{chapter}.ipynb", as_version=4)
     source = "import adamlib, pathlib\nassert pathlib.Path(adamlib.__file__).parents[1] == pathlib.Path.cwd()"
     notebook.cells.append(nbformat.v4.new_code_cell(source))  # not the package of this repository
     nbformat.write(notebook, tmp_path / f"{chapter}.ipynb")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     run = subprocess.run(
-        [*without_network(), sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output", "done",
+        [*alone(tmp_path), sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output", "done",
          "--KernelManager.transport=ipc", "--ExecutePreprocessor.timeout=600", f"{chapter}.ipynb"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
@@ -55,6 +66,19 @@ def test_runs_alone_in_an_empty_folder_without_network(built, chapter, tmp_path,
     done = nbformat.read(tmp_path / "done.ipynb", as_version=4)
     warned = [out.text for cell in done.cells for out in cell.get("outputs", []) if out.get("name") == "stderr"]
     assert not warned
+
+
+def test_unpacks_elsewhere_where_its_own_folder_is_read_only(built, tmp_path, monkeypatch):
+    inside = alone(tmp_path, writable=False)
+    if not inside:
+        pytest.skip("needs mount namespaces: a user who may make them, on Linux")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    cell = nbformat.read(built["00_start_here"] / "00_start_here.ipynb", as_version=4).cells[0]
+    source = cell.source + "\nimport adamlib\nprint(pathlib.Path(adamlib.__file__).parents[1] == home != pathlib.Path.cwd())"
+    run = subprocess.run([*inside, sys.executable, "-c", "import sys; exec(sys.stdin.read())"], input=source, cwd=tmp_path,
+                         capture_output=True, text=True)  # fmt: skip
+    assert (run.stdout, run.stderr) == ("True\n", "")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -75,6 +99,8 @@ def test_carried_sources_are_the_package_and_readable(built):
     for path in (ROOT / "adamlib").rglob("*.py"):
         assert names["FILES"][path.relative_to(ROOT).as_posix()] == path.read_text()
         assert path.read_text().strip() in cell.source  # as it is, not escaped
+    for path in (ROOT / "notebooks" / "recorded").iterdir():  # chapters 05 and 08 read them
+        assert names["FILES"][path.relative_to(ROOT).as_posix()] == path.read_text()
 
 
 def test_no_link_leads_out_of_the_file(built):

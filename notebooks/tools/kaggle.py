@@ -3,8 +3,8 @@
     python notebooks/tools/kaggle.py                 writes build/kaggle/<chapter>/<chapter>.ipynb and kernel-metadata.json
     python notebooks/tools/kaggle.py --push [01 02]  hands them to the Kaggle CLI (all, or those chapters)
 
-A written notebook begins with one folded cell that holds adamlib's sources as they are, and the digits, and writes
-them to ./adamlib, where a reader can open them. Nothing is installed or downloaded, so it runs with the internet
+A written notebook begins with one folded cell that holds adamlib's sources as they are, the digits and the recorded
+benchmarks, and writes them beside itself, where a reader can open them. Nothing is installed or downloaded, so it runs with the internet
 switched off; the same file opens in Colab. Pushing needs KAGGLE_USERNAME and the `kaggle` command; writing does not.
 """
 
@@ -42,11 +42,14 @@ sys.path.insert(0, str(home))
 
 
 def package_files():
-    """{path: text} of adamlib, binary files in base85. Raises ValueError for a source that cannot be quoted."""
+    """{path: text} of adamlib and of the recorded benchmarks, binary files in base85.
+
+    Raises ValueError for a source that cannot be quoted.
+    """
     files = {}
-    for path in sorted((ROOT / "adamlib").rglob("*")):
+    for path in sorted([*(ROOT / "adamlib").rglob("*"), *(ROOT / "notebooks" / "recorded").glob("*.json")]):
         name = path.relative_to(ROOT).as_posix()
-        if path.suffix in (".py", ".md"):
+        if path.suffix in (".py", ".md", ".json"):
             files[name] = path.read_text()
             if "'''" in files[name] or files[name].endswith("\\"):
                 raise ValueError(f"{name}: ''' or a closing backslash cannot stand in the folded cell; write it otherwise")
