@@ -50,6 +50,7 @@ def execute(path):
     client = NotebookClient(
         notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}}, on_cell_start=progress,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own warnings say nothing about a chapter
     )  # fmt: skip
     client.execute()
     normalise(notebook)
