@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import platform
 
 import numpy as np
 import pytest
@@ -386,11 +387,21 @@ def test_foreach_and_differentiable_have_the_bits_of_single_tensor_on_a_cpu(dtyp
         assert same_bits(single[name], unrolled[name]), name
 
 
-def test_the_fused_kernel_rounds_differently_from_single_tensor():
-    options = dict(lr=0.1, weight_decay=0.1, decoupled_weight_decay=True)
-    single, _ = run("single_tensor", torch.float32, **options)
-    fused, _ = run("fused", torch.float32, **options)
-    assert not all(same_bits(single[name], fused[name]) for name in single)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="another compiler may round a·b + c once")
+def test_the_fused_kernel_differs_from_the_loop_by_its_root_alone():
+    gradients = torch.randn(20, 10_000, generator=torch.Generator().manual_seed(0))
+    w = torch.zeros(10_000, requires_grad=True)
+    opt = adamlib.Adam([w], lr=1e-3, fused=True)
+    p, m, v = torch.zeros(3, 10_000)
+    for t, g in enumerate(gradients, 1):
+        w.grad = g
+        opt.step()
+        m.lerp_(g, 1 - 0.9)
+        v.mul_(0.999).addcmul_(g, g, value=1 - 0.999)
+        exact = torch.from_numpy(np.sqrt(v.numpy()))  # torch.sqrt is off by one in the last digit now and then
+        p.addcdiv_(m, (exact / (1 - 0.999**t) ** 0.5).add_(1e-8), value=-1e-3 / (1 - 0.9**t))
+    assert same_bits(w.detach(), p)
+    assert same_bits(opt.state[w]["exp_avg"], m) and same_bits(opt.state[w]["exp_avg_sq"], v)
 
 
 # --- distance from Algorithm 1 in float64

@@ -24,7 +24,8 @@ def fused(
 
     The kernels walk raw memory. A gradient or moment whose shape, dtype or strides do not fit its parameter,
     or a parameter with gaps, is refused with a RuntimeError (torch's CPU kernel writes wrong memory there).
-    Bitwise equal to torch.optim.Adam(fused=True); not to `single_tensor`: the kernel rounds less often.
+    Bitwise equal to torch.optim.Adam(fused=True); not to `single_tensor`: on a CPU the
+    kernel's root is exact, which torch.sqrt's is not; on a GPU it may round a·b + c once.
     Source of the conventions: torch/optim/adam.py, `_fused_adam` (torch 2.13).
     """
     if not params:

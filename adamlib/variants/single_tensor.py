@@ -19,8 +19,8 @@ def single_tensor(
     """One Adam step, tensor by tensor (Kingma & Ba 2015, Algorithm 1). Lists as in `adamlib.variants`.
 
     Takes every dtype and layout, complex too. The counts are read on the host, so it cannot be captured.
-    Bitwise equal to torch.optim.Adam(foreach=False) on a CPU, in every dtype. There also to `foreach` in float32 and
-    float64; 16-bit tensors, and complex ones with L2 decay, torch's own two round differently.
+    Bitwise equal to torch.optim.Adam(foreach=False) on a CPU, in every dtype. There also to `foreach`, in float32 and
+    float64; for 16-bit tensors, and complex ones with L2 decay, torch's own two forms round differently.
     Source of the conventions: torch/optim/adam.py, `_single_tensor_adam` (torch 2.13).
     """
     refuse_grad_scaler(grad_scale, found_inf, "the single-tensor variant")
