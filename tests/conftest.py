@@ -1,6 +1,10 @@
 """One thread for torch, and at the end of a run the number of configurations compared bit by bit."""
 
 import collections
+import contextlib
+
+with contextlib.suppress(ImportError):  # before anyone imports Python 3.10's own distutils: torch's inductor imports
+    import setuptools  # noqa: F401  setuptools late, and setuptools then refuses to start
 
 import pytest
 import torch

@@ -146,7 +146,10 @@ def test_without_proc_stat_every_round_counts(monkeypatch):
 # -- one pair
 
 
-@pytest.mark.parametrize("variant", [name for name in [*VARIANTS, *NOISE] if name != "triton"])
+ON_A_CPU = [name for name in [*VARIANTS, *NOISE] if benchmark._makes_sense(name, "eager", BRIEF)]
+
+
+@pytest.mark.parametrize("variant", ON_A_CPU)
 def test_a_row_of_every_variant(variant):
     row = benchmark.measure_pair("digits_mlp", variant, "eager", BRIEF)
     assert {key: type(value) for key, value in row.items()} == ROW
@@ -157,6 +160,12 @@ def test_a_row_of_every_variant(variant):
     if variant in ("single", "foreach", "fused", *NOISE):  # the variants that promise torch's bits
         assert row["same_bits"]
     json.dumps(row)
+
+
+def test_what_a_cpu_cannot_run_is_left_out(monkeypatch):
+    assert {*VARIANTS, *NOISE} - {*ON_A_CPU} <= {"triton", "compiled"}
+    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)  # no compiler
+    assert not benchmark._makes_sense("compiled", "eager", BRIEF)
 
 
 def test_same_bits_sees_one_bit():

@@ -289,6 +289,7 @@ BAD_CELLS = {
     "not executed": code(count=None),
     "an empty code cell": code("  \n"),
     "21 lines of code": code("\n".join(["x = 1"] * 21)),
+    "a line of 116 characters": code(f"x = '{'y' * 110}'"),
     "wrote to stderr": code(outputs=[printed("UserWarning: careful", "stderr")]),
     "a path of this machine": code(outputs=[printed("saved to /home/ada/adam.png")]),
     "a path of this machine in": code(outputs=[new_output("execute_result", data={"text/html": "<b>/root/x</b>"})]),

@@ -24,11 +24,14 @@ comparison; the arithmetic behind that check is torch's own.
 import argparse
 import contextlib
 import datetime
+import importlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import pathlib
+import shutil
 import sys
 import time
 import unittest.mock
@@ -49,9 +52,11 @@ VARIANTS = {
     "capturable single": dict(foreach=False, capturable=True),
     "capturable foreach": dict(foreach=True, capturable=True),
     "differentiable": dict(foreach=False, differentiable=True),
+    "compiled": dict(foreach=False, compiled=True),  # torch.compile of the for-loop's step, lr a tensor
     "triton": dict(fused="triton"),
 }
 NOISE = {"noise, single": "single", "noise, fused": "fused"}  # torch against torch
+DEFAULT_VARIANTS = [name for name in [*VARIANTS, *NOISE] if name != "compiled"]  # that one compiles for minutes
 DEFAULT_SETS = ["small_200x1k", "resnet18", "gpt2_small", "large_8x8m"]
 BYTES = 28  # the least a step of Adam moves per float32 parameter
 
@@ -69,7 +74,8 @@ def run(sets: list[str], variants: list[str], settings: Settings, progress) -> d
 
     Args:
         sets: names from ``parameter_sets.SETS``.
-        variants: names from ``VARIANTS`` and ``NOISE``. "triton" is raced on CUDA only.
+        variants: names from ``VARIANTS`` and ``NOISE``. "triton" is raced on CUDA only, "compiled" on a CPU only
+            where there is a C++ compiler.
         progress: called after each pair with one line of text and the report so far.
     """
     modes = ["eager", "graph", "cold graph"]
@@ -104,7 +110,8 @@ def run(sets: list[str], variants: list[str], settings: Settings, progress) -> d
 
 def _makes_sense(variant: str, mode: str, settings: Settings) -> bool:
     if settings.device != "cuda":
-        return mode == "eager" and variant != "triton"
+        compiler = shutil.which(os.environ.get("CXX", "g++"))  # that torch.compile would call
+        return mode == "eager" and variant != "triton" and (variant != "compiled" or compiler is not None)
     captures = VARIANTS[NOISE.get(variant, variant)].keys() & {"capturable", "fused"}
     return mode == "eager" or bool(captures)
 
@@ -123,8 +130,9 @@ def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> 
     theirs = options | ({"fused": True} if "fused" in options else {})
     ours = theirs if variant in NOISE else options
     copies = 1 if mode != "cold graph" else -(-(2**30) // (16 * count_parameters(shapes)))
-    cpu_is_capturable = unittest.mock.patch(
-        "torch.optim.adam._get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"]
+    torch_adam = importlib.import_module("torch.optim.adam")  # the name torch.optim.adam is taken away
+    cpu_is_capturable = unittest.mock.patch.object(
+        torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"]
     )
     with cpu_is_capturable if options.get("capturable") and not cuda else contextlib.nullcontext():
         torchs = [optimizer(torch.optim.Adam, shapes, theirs, settings) for _ in range(copies)]
@@ -167,11 +175,17 @@ def optimizer(library, shapes: Shapes, options: dict, settings: Settings) -> tor
             piece.copy_(noise[: len(piece)])
         return tensor
 
-    differentiable = options.get("differentiable", False)
+    options = dict(options)
+    compiled, differentiable = options.pop("compiled", False), options.get("differentiable", False)
     params = [draw(shape).requires_grad_(not differentiable) for shape in shapes]
     for p in params:
         p.grad = draw(p.shape).requires_grad_(differentiable)
-    return library(params, **options)
+    if not compiled:
+        return library(params, **options)
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it reports a profiler's range otherwise
+    result = library(params, lr=torch.tensor(1e-3, device=settings.device), **options)
+    result.step = torch.compile(result.step)
+    return result
 
 
 def contender(optimizers: list[torch.optim.Optimizer], mode: str) -> Contender:
@@ -228,7 +242,7 @@ def peak_temporary_bytes(contender: Contender, cuda: bool) -> int:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
     else:
-        with torch.profiler.profile(profile_memory=True) as profile:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
             contender.call()
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
         held = peak = 0
@@ -262,8 +276,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="a small set and few short rounds, where you name none yourself: does it run, not how fast")  # fmt: skip
     add("--sets", nargs="+", choices=SETS, metavar="SET",
         help=f"of {', '.join(SETS)} (default: {' '.join(DEFAULT_SETS)})")  # fmt: skip
-    add("--variants", nargs="+", choices=[*VARIANTS, *NOISE], default=[*VARIANTS, *NOISE], metavar="VARIANT",
-        help="of " + ", ".join(f'"{name}"' for name in [*VARIANTS, *NOISE]))  # fmt: skip
+    add("--variants", nargs="+", choices=[*VARIANTS, *NOISE], default=DEFAULT_VARIANTS, metavar="VARIANT",
+        help="of " + ", ".join(f'"{name}"' for name in [*VARIANTS, *NOISE]) + ' (default: all but "compiled")')  # fmt: skip
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
     add("--rounds", type=int, help="quiet rounds to keep of each pair (default: 21, quick 5)")

@@ -14,6 +14,7 @@ SERIES = (
     "06_capturable", "07_differentiable", "08_in_practice", "09_errata",
 )  # fmt: skip
 SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
+WIDEST = 115  # characters in a line of code
 NOT_COMPARED = {"nbval-skip", "nbval-ignore-output"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users)/|[A-Z]:\\Users\\")
 FRAME = {  # what a chapter's text must contain
@@ -91,6 +92,9 @@ def _code(number, cell):
     lines = len(cell.source.splitlines())
     if lines > 20:
         yield f"cell {number}: {lines} lines of code; split it (20 at most)"
+    widest = max(map(len, cell.source.splitlines()))
+    if widest > WIDEST and "setup" not in tags(cell):
+        yield f"cell {number}: a line of {widest} characters; a slide has room for {WIDEST}"
     for output in cell.outputs:
         if output.get("name") == "stderr":
             yield f"cell {number}: wrote to stderr: {output.text.strip()[:80]!r}"
