@@ -212,6 +212,20 @@ else:
         tl.store(p + i, tl.load(p + i) - lr * new_m)
 
     @triton.jit
+    def masks_its_stores_only(p, g, m, n, lr, beta, BLOCK: tl.constexpr):
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        new_m = beta * tl.load(m + i) + tl.load(g + i)
+        tl.store(m + i, new_m, mask=i < n)
+        tl.store(p + i, tl.load(p + i) - lr * new_m, mask=i < n)
+
+    @triton.jit
+    def loads_one_too_many(p, g, m, n, lr, beta, BLOCK: tl.constexpr):
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        new_m = beta * tl.load(m + i, mask=i < n) + tl.load(g + i, mask=i <= n)
+        tl.store(m + i, new_m, mask=i < n)
+        tl.store(p + i, tl.load(p + i, mask=i < n) - lr * new_m, mask=i < n)
+
+    @triton.jit
     def one_too_many(p, g, m, n, lr, beta, BLOCK: tl.constexpr):
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         new_m = beta * tl.load(m + i, mask=i <= n) + tl.load(g + i, mask=i <= n)
@@ -270,8 +284,8 @@ else:
 
 
 WRONG_KERNELS = (
-    "no_mask", "one_too_many", "first_block_only", "forgets_m", "old_m", "an_average", "uphill", "spoils_g",
-    "drops_the_end",
+    "no_mask", "masks_its_stores_only", "loads_one_too_many", "one_too_many", "first_block_only", "forgets_m",
+    "old_m", "an_average", "uphill", "spoils_g", "drops_the_end",
 )  # fmt: skip
 
 
@@ -299,6 +313,12 @@ def test_right_kernel():
 @pytest.mark.parametrize("name", WRONG_KERNELS)
 def test_wrong_kernel(name):
     caught(check.momentum(globals()[name]))
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["masks_its_stores_only", "loads_one_too_many"])
+def test_kernel_with_stray_loads(name):
+    assert "in every load" in repr(check.momentum(globals()[name]))
 
 
 @interpreted

@@ -118,6 +118,7 @@ WRONG_SAFE = {
     "counts from 0": dict(late=-1),
     "one late": dict(late=1),
     "a short look ahead": dict(horizon=1000),
+    "a look ahead of 10 000 steps, which misses three": dict(horizon=10_000),
 }
 
 
@@ -138,6 +139,7 @@ def test_safe_capture_wrong(name):
         lambda b1, b2, tol: math.ceil(math.log(tol) / math.log(b2)),
         lambda b1, b2, tol: math.ceil(math.log(2 * tol - tol * tol) / math.log(b2)),
         lambda b1, b2, tol: 1 / (1 - b2),
+        lambda *given: safe_capture(*given) + 3 * (safe_capture(*given) > 1000),  # right to 0.2 %
         lambda b1, b2, tol: "late",
     ],
 )
