@@ -24,8 +24,9 @@ def fused(
 
     The kernels walk raw memory. A gradient or moment whose shape, dtype or strides do not fit its parameter,
     or a parameter with gaps, is refused with a RuntimeError (torch's CPU kernel writes wrong memory there).
-    Bitwise equal to torch.optim.Adam(fused=True); not to `single_tensor`: on a CPU the
-    kernel's root is exact, which torch.sqrt's is not; on a GPU it may round a·b + c once.
+    Bitwise equal to torch.optim.Adam(fused=True); not to `single_tensor`: on a CPU the kernel's root is
+    exact, which torch.sqrt's is not, and a tensor's last elements, too few to fill a vector register, may
+    round otherwise in more places; on a GPU it may round a·b + c once.
     Source of the conventions: torch/optim/adam.py, `_fused_adam` (torch 2.13).
     """
     if not params:
