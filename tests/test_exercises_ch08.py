@@ -43,14 +43,15 @@ FLAGS = ("foreach", "fused", "capturable")
 
 
 def resume_with(
-    optimizer, checkpoint, deep=True, flags=FLAGS, after=False, all_groups=True, defaults=False, extra=(), edit=True
+    optimizer, checkpoint, deep=True, flags=FLAGS, after=False, all_groups=True, defaults=False, extra=(), off=(),
+    edit=True,
 ):  # fmt: skip
     checkpoint = copy.deepcopy(checkpoint) if deep else checkpoint
     own = [optimizer.defaults if defaults else dict(group) for group in optimizer.param_groups]
 
     def change(groups):
         for group, mine in list(zip(groups, own))[: None if all_groups else 1]:
-            group.update({name: mine[name] for name in (*flags, *extra)})
+            group.update({name: mine[name] for name in (*flags, *extra)} | dict.fromkeys(off, False))
 
     if not after and edit:
         change(checkpoint["param_groups"])
@@ -69,6 +70,15 @@ WRONG_RESUMES = {
     "without foreach": dict(flags=("fused", "capturable")),
     "keeps its lr": dict(extra=("lr",)),
     "keeps its betas": dict(extra=("betas",)),
+    "without capturable": dict(flags=("foreach", "fused")),
+    "capturable always off": dict(flags=("foreach", "fused"), off=("capturable",)),
+    "keeps the rest of its options": dict(
+        extra=("eps", "weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
+    ),
+    **{
+        f"keeps its {option}": dict(extra=(option,))
+        for option in ("eps", "weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
+    },
 }
 
 

@@ -38,6 +38,15 @@ def test_every_way_of_dividing_gives_the_bits_of_one_process_and_the_state_is_di
     assert [rank["ddp"]["state_bytes"] for rank in ranks] == [whole, whole]
 
 
+def test_FSDP2_gathers_one_layer_at_a_time_and_not_the_whole_network(monkeypatch):
+    wrapped = []
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh: wrapped.append(module))
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.init_device_mesh", lambda *_: None)
+    net, _ = two_processes.shard(two_processes.network(), "fsdp2")
+    assert wrapped == [net[0], net[2], net], "every layer with weights, then the whole"
+
+
 def test_a_failed_rank_ends_the_run_with_its_own_traceback_and_leaves_no_process():
     with pytest.raises(two_processes.RankFailed) as failure:
         two_processes.launch("fsdp2", poison="1:2")

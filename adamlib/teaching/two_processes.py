@@ -43,14 +43,18 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 33), nn.Tanh(), nn.Linear(33, 10))
 
 
-def shard(net: nn.Module, how: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+def shard(net: nn.Sequential, how: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The network and its optimizer, divided among the processes: "ddp" (not at all), "zero" or "fsdp2"."""
     if how == "fsdp2":
         from torch.distributed.fsdp import fully_shard
 
-        fully_shard(net, mesh=torch.distributed.init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+        mesh = torch.distributed.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+        for layer in net:
+            if list(layer.parameters()):
+                fully_shard(layer, mesh=mesh)  # gathered when it is computed, and no longer
+        fully_shard(net, mesh=mesh)  # on its own, it would gather all layers at once
         return net, adamlib.Adam(net.parameters(), lr=0.01)
-    net = nn.parallel.DistributedDataParallel(net)
+    net = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)  # one copy of the gradients, not two
     if how == "zero":
         from torch.distributed.optim import ZeroRedundancyOptimizer
 

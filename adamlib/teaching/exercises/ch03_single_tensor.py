@@ -7,7 +7,7 @@ import torch
 
 from . import check, expect, expect_that, not_written
 
-_BETAS = ((0.9, 0.999), (0.9, 0.99), (0.8, 0.95), (0.0, 0.9))
+_BETAS = ((0.9, 0.999), (0.9, 0.99), (0.8, 0.95), (0.0, 0.9), (0.5, 0.001))
 
 
 @check(start="the rest points above: at which θ does one step of the optimizer leave θ where it is?")
@@ -95,7 +95,7 @@ def which_amsgrad(reader):
             )  # fmt: skip
             tried = f"the {kind!r} box, betas ({beta1}, {beta2})"
             expect(answer, kind, tried=tried, look=_why(kind, beta1, beta2))
-    return "told 16 of 16 black boxes apart: four kinds, four pairs of betas"
+    return "told 20 of 20 black boxes apart: four kinds, five pairs of betas"
 
 
 @check(start="LoopAdam above: what changes when the decay does not pass through the gradient?")

@@ -74,6 +74,12 @@ def clip_in_lists(reader):
         meter.calls <= 10, tried="200 tensors: ATen calls", yours=f"{meter.calls}", expected="at most 10",
         look="the loop over the tensors: _foreach_norm, stack and _foreach_mul_ take all of them at once",
     )  # fmt: skip
+    needed = _value_needed(reader)
+    expect_that(
+        not needed, tried="tensors on the meta device, which have a shape and no values", yours=needed,
+        expected="a run: every line works on tensors and needs no value",
+        look="what asks for a value: .item(), .tolist(), .numpy(), float() or `if`; on a GPU it would wait",
+    )  # fmt: skip
     return f"agrees with torch's clipping, in {meter.calls} calls for 200 tensors"
 
 
@@ -106,6 +112,15 @@ def cut(reader):
             all(parts), tried=tried, yours="a bucket without a tensor", expected="no empty bucket",
             look="the bucket that is begun and never filled: foreach refuses empty lists",
         )  # fmt: skip
+        for bucket in parts:
+            for piece in bucket:
+                whole = any(_place(piece) == _place(tensor) for tensor in tensors)
+                expect_that(
+                    whole or piece.is_contiguous(), tried=tried,
+                    yours=f"a piece of shape {list(piece.shape)} with gaps, its strides {list(piece.stride())}",
+                    expected="contiguous pieces; a tensor that is not contiguous stays whole",
+                    look="how a tensor is cut: a piece is a run of neighbours in memory, as split makes it",
+                )  # fmt: skip
         for bucket, size in zip(parts, sizes):
             tied = sum(piece.numel() for piece in bucket if not piece.is_contiguous())
             expect_that(
@@ -120,9 +135,16 @@ def cut(reader):
             added = tensor - old
             expect(added, torch.ones_like(old), tried=f"{tried}: add 1 to every piece; what tensor {i} got",
                    look="views, not copies (view, split), and every element in exactly one piece")  # fmt: skip
-        order = [piece.flatten()[0].item() for bucket in parts for piece in bucket]
+        owners = {tensor.untyped_storage().data_ptr(): i for i, tensor in enumerate(tensors)}
+        pieces = [piece for bucket in parts for piece in bucket]
+        order = [(owners.get(piece.untyped_storage().data_ptr(), -1), piece.storage_offset()) for piece in pieces]
         expect_that(
-            order == sorted(order), tried=tried, yours="pieces in another order", expected="the order of the tensors",
+            all(owner >= 0 for owner, _ in order), tried=tried, yours="a piece that is part of none of the tensors",
+            expected="views of the tensors and nothing else", look="views, not copies (view, split)",
+        )  # fmt: skip
+        expect_that(
+            order == sorted(order), tried=tried, yours="pieces in another order",
+            expected="the order of the tensors, and in each from its first element to its last",
             look="one pass from the first tensor to the last: grads, m and v are cut alike and must match",
         )  # fmt: skip
         most = 2 * -(-sum(tensor.numel() for tensor in tensors) // room) + 1
@@ -143,6 +165,21 @@ def _measured(dtype, n=10_000, **options):
     with OpMeter() as meter:
         optimizer.step()
     return round((meter.bytes_read + meter.bytes_written) / (2 * n))
+
+
+def _value_needed(reader):
+    """What the reader's function raises where tensors have no values; an empty text where it needs none."""
+    grads = [torch.empty(shape, device="meta") for shape in ((3, 4), (5,), ())]
+    try:
+        reader(grads, 1.0)
+    except Exception as error:
+        return f"raised {type(error).__name__}: {' '.join(str(error).split())[:60]}"
+    return ""
+
+
+def _place(tensor):
+    """Where a tensor lies: two views with the same place are the same numbers."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def _gradients(shapes, size):

@@ -12,7 +12,7 @@ FLAGS = ("foreach", "fused", "capturable")
 
 @check(start="the next bfloat16 number towards zero: how far is it, and where does rounding change its mind?")
 def smallest_step(reader):
-    """``smallest_step(w)``: float32, how long a step towards zero must be to move each bfloat16 weight."""
+    """``smallest_step(w)``: float32, the length that a step towards zero must exceed to move each bfloat16 weight."""
     cases = [
         (1.5, "the gap between neighbours, 2⁻⁷ here; rounding changes its mind half way"),
         (1.0, "a power of two: the gap below it is half of the gap above it"),
@@ -43,23 +43,27 @@ def resume_with(reader):
         (dict(fused=True), [dict(foreach=True)], "`fused` of the checkpoint must go, or it stands beside `foreach`"),
         (dict(foreach=True), [dict(fused=True), dict(foreach=False, fused=False)], "every group has its own flags"),
     ]
-    for saved_with, groups, look in cases:
+    for flags, groups, look in cases:
+        saved_with = dict(flags, eps=1e-3, weight_decay=0.1, amsgrad=True, maximize=True)
         saved = copy.deepcopy(_trained([saved_with] * len(groups), lr=0.03, steps=4)[1].state_dict())
+        for group in saved["param_groups"]:  # as another machine might save them
+            group.update(capturable=True, differentiable=True, decoupled_weight_decay=True)
         before = copy.deepcopy(saved)
         params, optimizer = _trained(groups, lr=0.5, steps=2)
         own = [{flag: group[flag] for flag in FLAGS} for group in optimizer.param_groups]
         reader(optimizer, saved)
-        tried = f"a checkpoint saved with {saved_with}, an optimizer made with {groups}"
+        tried = f"a checkpoint saved with {flags}, capturable and other options, an optimizer made with {groups}"
         count = optimizer.state[params[0]]["step"].item()
         expect(count, 4.0, tried=f"the count after loading; {tried}", look="optimizer.load_state_dict has to be called")
-        for number, (group, flags) in enumerate(zip(optimizer.param_groups, own)):
-            for flag in FLAGS:
-                expect(str(group[flag]), str(flags[flag]), tried=f"`{flag}` of group {number}; {tried}", look=look)
-            expect(group["lr"], 0.03, tried=f"lr of group {number}; {tried}", look="all but the three flags is loaded")
-            expect(str(group["betas"]), "(0.8, 0.95)", tried=f"betas of group {number}; {tried}",
-                   look="all but the three flags is loaded")  # fmt: skip
+        for number, (group, mine, theirs) in enumerate(zip(optimizer.param_groups, own, before["param_groups"])):
+            for option in [*FLAGS, *(key for key in theirs if key not in (*FLAGS, "params"))]:
+                expect(str(group.get(option, "no such option")), str({**theirs, **mine}[option]),
+                       tried=f"`{option}` of group {number}; {tried}",
+                       look=look if option in FLAGS else "all but the three flags is loaded")  # fmt: skip
         teacher = _trained(groups, lr=0.03, steps=4, start_as=saved_with)
         for runner in (params, optimizer), teacher:
+            for group in runner[1].param_groups:
+                group.update(differentiable=False, decoupled_weight_decay=True)  # for the step
             _step(*runner, 9)
         for i, (ours, theirs) in enumerate(zip(params, teacher[0])):
             expect(ours, theirs, tried=f"tensor {i} one step after loading; {tried}", look="moments and counts, too")
@@ -69,7 +73,10 @@ def resume_with(reader):
     for entry in wide["state"].values():
         entry["step"] = entry["step"].double()  # as saved where float64 is the default
     params, optimizer = _trained([dict(fused=True)], lr=0.5, steps=2)
+    optimizer.param_groups[0]["capturable"] = True
     reader(optimizer, wide)
+    expect(str(optimizer.param_groups[0]["capturable"]), "True", tried="`capturable` of an optimizer that has it",
+           look="the flag is the optimizer's, whatever it is")  # fmt: skip
     step = optimizer.state[params[0]]["step"]
     expect(str(step.dtype), "torch.float32", tried="the count's dtype, saved as float64, for a fused optimizer",
            look="load_state_dict places the count as the flags in the checkpoint want it: change them before")  # fmt: skip
@@ -153,7 +160,7 @@ def _trained(groups, lr, steps, start_as=None):
     """Parameters and a torch Adam with these flags per group, after some steps (taken with `start_as`, if given)."""
     params = [torch.linspace(-1, 1, 6 + i).requires_grad_() for i in range(len(groups))]
     first = [start_as] * len(groups) if start_as else groups
-    lists = [dict(params=[p], **flags) for p, flags in zip(params, first)]
+    lists = [dict(params=[p], **options) for p, options in zip(params, first)]
     optimizer = torch.optim.Adam(lists, lr=lr, betas=(0.8, 0.95) if lr == 0.03 else (0.9, 0.999))
     for t in range(steps):
         _step(params, optimizer, t)
