@@ -163,6 +163,9 @@ WRONG_WHICH = {
     "one spike, then zeros": nearest([10.0] + [0.0] * 50),
     "one gradient": nearest([10.0]),
     "answers with the step": lambda run, b1, b2: run([10.0, 0.1])[1],
+    "takes small differences for none": lambda run, b1, b2: nearest([10.0] + [0.1] * 50)(
+        lambda gradients: [round(step, 2) for step in run(gradients)], b1, b2
+    ),
     "wrong name": lambda run, b1, b2: {"torch": "PyTorch"}.get(nearest([9.0, 0.1])(run, b1, b2), "paper"),
 }
 
@@ -174,6 +177,15 @@ def test_which_amsgrad_right():
 @pytest.mark.parametrize("name", WRONG_WHICH)
 def test_which_amsgrad_wrong(name):
     caught(check.which_amsgrad(WRONG_WHICH[name]))
+
+
+@pytest.mark.parametrize("beta1", (0.0, 0.5))
+def test_without_beta2_two_of_the_four_are_one(beta1):
+    """Why the exercise asks for a positive β₂."""
+    gradients = [10.0] + [0.1] * 30
+    torchs, corrected, paper = (list(check._steps(kind, gradients, beta1, 0.0)) for kind in KINDS[1:])
+    assert torchs == corrected
+    assert (torchs == paper) == (beta1 == 0)
 
 
 @pytest.mark.parametrize("kind", ("adam", "torch"))
@@ -274,6 +286,23 @@ def test_adamw_right():
 @pytest.mark.parametrize("name", WRONG_ADAMW)
 def test_adamw_wrong(name):
     caught(check.adamw(type("Wrong", (AdamW,), WRONG_ADAMW[name])))
+
+
+def test_adamw_that_hands_on_every_key_of_a_group():
+    """A scheduler and torch's checkpoints put keys of their own into a group."""
+
+    class EveryKey(AdamW):
+        def step(self):
+            def options(*, lr, betas, eps, weight_decay):
+                pass
+
+            for group in self.param_groups:
+                options(**{name: value for name, value in group.items() if name != "params"})
+            super().step()
+
+    report = check.adamw(EveryKey)
+    caught(report)
+    assert "unexpected keyword argument" in repr(report)
 
 
 def test_adamw_without_no_grad():

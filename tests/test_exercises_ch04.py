@@ -84,6 +84,19 @@ def clip_with_item(grads, max_norm):
     return norm
 
 
+def clip_with_tolist(grads, max_norm):
+    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    torch._foreach_mul_(grads, min(1.0, max_norm / (norm.tolist() + 1e-6)))
+    return norm
+
+
+def clip_with_numpy(grads, max_norm):
+    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    if norm.numpy() > max_norm:
+        torch._foreach_mul_(grads, max_norm / (norm + 1e-6))
+    return norm
+
+
 def clip_in_a_loop(grads, max_norm):
     norm = torch.stack([grad.norm() for grad in grads]).norm()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -110,6 +123,8 @@ WRONG_CLIP = {
     "each tensor by itself": clip_each,
     "asks the norm with if": clip_with_if,
     "asks the norm with item": clip_with_item,
+    "asks the norm with tolist": clip_with_tolist,
+    "asks the norm with numpy": clip_with_numpy,
     "a loop over the tensors": clip_in_a_loop,
     "clips values": clip_values,
     "new tensors in the old list": clip_new_list,
@@ -134,6 +149,25 @@ def test_clip_right():
     assert check.clip_in_lists(
         lambda g, n: clip(g, n, total=lambda norms: torch.stack(norms).square().sum().sqrt())
     )
+
+
+@pytest.mark.parametrize("right", [
+    lambda norm, n: torch.minimum(torch.tensor(1.0), n / (norm + 1e-6)),
+    lambda norm, n: torch.where(norm > n, n / norm, 1.0),
+])  # fmt: skip
+def test_clip_right_without_clamp(right):
+    def reader(grads, max_norm):
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        torch._foreach_mul_(grads, right(norm, max_norm))
+        return norm
+
+    assert check.clip_in_lists(reader)
+
+
+@pytest.mark.parametrize("reader", [clip_with_tolist, clip_with_numpy])
+def test_clip_that_reads_a_value_is_told_so(reader):
+    report = repr(check.clip_in_lists(reader))
+    assert "meta" in report and ".tolist()" in report and "not yet" in report
 
 
 @pytest.mark.parametrize("name", WRONG_CLIP)
@@ -188,6 +222,14 @@ def exactly_full(tensors, room):
     return buckets
 
 
+def every_other(tensors, room):
+    pieces = []
+    for tensor in tensors:
+        flat = tensor.view(-1) if tensor.is_contiguous() else None
+        pieces += [tensor] if flat is None or len(flat) <= room else [flat[::2], flat[1::2]]
+    return pack(pieces, room) if tensors else []
+
+
 WRONG_CUT = {
     "one bucket": lambda ts, room: [list(ts)] if ts else [],
     "whole tensors only": lambda ts, room: pack(ts, room),
@@ -208,6 +250,11 @@ WRONG_CUT = {
         pieces_of(ts, room, split=lambda flat, n: [flat[max(0, i - 1):i + n - 1] for i in range(0, len(flat), n)]),
         room,
     ),
+    "pieces of one tensor backwards": lambda ts, room: pack(
+        pieces_of(ts, room, split=lambda flat, n: flat.split(n)[::-1]), room
+    ),
+    "every other element": every_other,
+    "views, and a tensor of its own": lambda ts, room: [[torch.zeros(0)] + bucket for bucket in good(ts, room)],
     "splits the first dimension": lambda ts, room: pack(pieces_of(ts, room, flat=lambda t: t), room),
     "sorted by size": lambda ts, room: pack(sorted(pieces_of(ts, room), key=torch.Tensor.numel), room),
     "no buckets": lambda ts, room: [],
