@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from exercise_reports import caught, unfinished
 
 from adamlib.instruments.parameter_sets import SETS
 from adamlib.teaching.exercises import ch05_fused_cuda as check
@@ -330,32 +331,6 @@ def test_momentum_that_is_no_kernel():
     caught(check.momentum(lambda p, g, m, n, lr, beta, BLOCK: None))
 
 
-# ------------------------------------------------------------------------------------------ all the checks
-
-
-def caught(report):
-    assert not report.passed
-    text = repr(report)
-    assert text.startswith("not yet: "), text
-    assert "look at" in text, text
-
-
-def stub(*args, **options):
-    raise NotImplementedError
-
-
-CHECKS = [check.step_bytes, check.reorder, check.scaled_step, check.momentum]
-UNFINISHED = [(one, reader) for one in CHECKS[:3] for reader in (stub, lambda *_, **__: None, None, ...)]
-
-
-@pytest.mark.parametrize("one, reader", [*UNFINISHED, (check.momentum, None)])
-def test_unfinished(one, reader):
-    report = one(reader)
-    assert not report and repr(report).startswith("not written yet: "), repr(report)
-    assert "start at" in repr(report)
-
-
-@pytest.mark.parametrize("one", CHECKS)
-@pytest.mark.parametrize("reader", [lambda *_, **__: 1 / 0, 3, "text"])
-def test_never_raises(one, reader):
-    assert not one(reader)
+@pytest.mark.parametrize("one", [check.step_bytes, check.reorder, check.scaled_step])
+def test_unfinished(one):
+    unfinished(one(lambda *_, **__: None))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from exercise_reports import caught, unfinished
 
 from adamlib.teaching.exercises import ch06_capturable as check
 
@@ -323,29 +324,7 @@ def test_load_wrong_in_other_ways(wrong):
 
 # ------------------------------------------------------------------------------------------ all the checks
 
-CHECKS = [check.clip_, check.safe_capture, check.schedule_, check.load_in_place]
 
-
-def caught(report):
-    assert not report.passed
-    text = repr(report)
-    assert text.startswith("not yet: "), text
-    assert "look at" in text, text
-
-
-def stub(*args):
-    raise NotImplementedError
-
-
-@pytest.mark.parametrize("one", CHECKS)
-@pytest.mark.parametrize("reader", [stub, lambda *_: None, None, ...])
-def test_unfinished(one, reader):
-    report = one(reader)
-    assert not report and repr(report).startswith("not written yet: "), repr(report)
-    assert "start at" in repr(report)
-
-
-@pytest.mark.parametrize("one", CHECKS)
-@pytest.mark.parametrize("reader", [lambda *_: 1 / 0, 3, "text"])
-def test_never_raises(one, reader):
-    assert not one(reader)
+@pytest.mark.parametrize("one", [check.clip_, check.safe_capture, check.schedule_, check.load_in_place])
+def test_unfinished(one):
+    unfinished(one(lambda *_: None))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from exercise_reports import caught, unfinished
 
 import adamlib
 from adamlib.teaching.exercises import ch07_differentiable as check
@@ -194,29 +195,7 @@ def test_forward_agrees_with_differences():
 # ------------------------------------------------------------------------------------------ all the checks
 
 
-def caught(report):
-    assert not report.passed
-    text = repr(report)
-    assert text.startswith("not yet: "), text
-    assert "look at" in text or "raised" in text, text
-
-
-def stub(*args, **options):
-    raise NotImplementedError
-
-
-CHECKS = [check.lr_slope, check.push_slopes, check.forward_hypergradient]
-
-
-@pytest.mark.parametrize("one", CHECKS)
-@pytest.mark.parametrize("reader", [stub, lambda *_, **__: None, None, ...])
-def test_unfinished(one, reader):
-    report = one(reader)
-    assert not report and repr(report).startswith("not written yet: "), repr(report)
-    assert "start at" in repr(report)
-
-
-@pytest.mark.parametrize("one", CHECKS)
-@pytest.mark.parametrize("reader", [lambda *_, **__: 1 / 0, 3, "text", lambda *_, **__: "text"])
-def test_never_raises(one, reader):
-    assert not one(reader)
+@pytest.mark.parametrize("one", [check.lr_slope, check.push_slopes, check.forward_hypergradient])
+def test_unfinished_or_not_a_number(one):
+    unfinished(one(lambda *_, **__: None))
+    caught(one(lambda *_, **__: "text"))

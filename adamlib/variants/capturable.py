@@ -99,11 +99,13 @@ def capturable_foreach(
 def _scales(steps: list[Tensor], param: Tensor, lr, beta1, beta2, eps) -> tuple[tuple, tuple]:
     """−α√c₂/c₁ and ε√c₂ for each count, as 0-dim tensors beside `param`, in its precision, at least float32.
 
-    Computed for all counts at once, so that the number of kernels does not grow with the number of tensors.
+    Computed for all counts at once, so that the number of kernels does not grow with the number of tensors; and
+    stacked, so that torch.compile's CPU backend computes them once a step, not again at every element.
     """
     t = together(steps).to(torch.promote_types(param.real.dtype, torch.float32))
     root_c2 = _correction(beta2, t).sqrt()
-    return (root_c2 * (-lr / _correction(beta1, t))).unbind(), (root_c2 * eps).unbind()
+    scales, eps_hats = torch.stack([root_c2 * (-lr / _correction(beta1, t)), root_c2 * eps])
+    return scales.unbind(), eps_hats.unbind()
 
 
 def _correction(beta: float | Tensor, t: Tensor) -> Tensor:
