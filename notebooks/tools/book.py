@@ -44,6 +44,7 @@ STYLE = """
 .bd-header { display: none; }  /* the theme's own bar over the page has all it holds */
 .cell_output img { background: white; border-radius: 4px; max-width: 100%; height: auto; }
 mjx-container[display="true"] { overflow-x: auto; overflow-y: hidden; }
+code.literal, code.literal .pre { white-space: normal; overflow-wrap: anywhere; }  /* a long path on a phone */
 """
 
 
