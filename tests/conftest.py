@@ -33,10 +33,10 @@ def tally():
 
 @pytest.fixture
 def torch_capturable_on_cpu(monkeypatch):
-    """Let torch's own capturable code run on a CPU, where it refuses to, to compare with it."""
+    """Let torch's own capturable code run on a CPU and the meta device, where it refuses to, to compare with it."""
     import torch.optim.adam as module
 
-    monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda **_: ["cpu", "cuda"])
+    monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda **_: ["cpu", "cuda", "meta"])
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,5 @@
 """The op meter: its rules one by one, its figures for torch's step and for ours, and the parameter sets."""
 
-import importlib
-
 import pytest
 import torch
 
@@ -203,10 +201,8 @@ def test_calls_without_a_cpu_cache_to_cut_for(name, single, foreach):
 
 
 @pytest.mark.parametrize("capturable, share", [(False, 1 / 2), (True, 1)])
-def test_temporary_memory_of_foreach_on_an_accelerator(capturable, share, monkeypatch):
+def test_temporary_memory_of_foreach_on_an_accelerator(capturable, share, torch_capturable_on_cpu):
     """GPT-2 small on the meta device: the larger of a full bucket and the largest tensor, instead of all of it."""
-    torch_adam = importlib.import_module("torch.optim.adam")  # torch.optim takes the name off itself
-    monkeypatch.setattr(torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["meta"])
     shapes, flags = parameter_sets.gpt2_small(), dict(foreach=True, capturable=capturable)
     theirs, ours = (
         measured(optimizer_on(shapes, library, "meta", **flags).step).peak_temporary_bytes
