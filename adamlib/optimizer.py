@@ -11,7 +11,6 @@ from torch.optim.optimizer import Optimizer
 from .functional import adam, refuse_combinations, to_scalar
 from .state import Entries, Gathered, gather, place_step, step_dtype
 from .variants.differentiable import refuse_leaves
-from .variants.layout import refuse_misfits
 from .variants.steps import refuse_grad_scaler
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
@@ -131,7 +130,7 @@ class Adam(Optimizer):
             again = gathered and gathered.again(group)
             if again is None:
                 gathered = self._gathered[index] = Gathered(group, self.state)
-                self._entries, again = None, gathered.lists
+                self._entries, again = None, gathered.with_grads([p.grad for p in gathered.lists.params])
             lists.append(again)
         self._entries = self._entries or Entries(self.state)
         return lists
@@ -242,8 +241,6 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
 def _refuse_group(lists, group: dict[str, Any], grad_scale, found_inf) -> None:
     """Raise what the group's variant would raise, without taking a step."""
     refuse_combinations(foreach=group["foreach"], differentiable=group["differentiable"], fused=group["fused"])
-    if group["fused"] is True:
-        refuse_misfits(*lists[:5])
     if not group["fused"]:
         refuse_grad_scaler(grad_scale, found_inf, "a group that is not fused")
     if group["differentiable"]:

@@ -6,15 +6,14 @@ kernel. They are used again only while every tensor in them is still the one tha
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import repeat
 from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .variants.layout import Kept, refuse_sparse, refuse_unfusable
+from .variants.layout import Fitting, Kept, refuse_misfits, refuse_sparse, refuse_unfusable
 from .variants.steps import SharedSteps
 
 
@@ -119,19 +118,26 @@ class Gathered:
         self.states = [state[p] for p in lists.params]
         if not group["capturable"]:  # a graph may hold the addresses of the counts
             join_steps(self.states)
-        self.lists = lists._replace(state_steps=shared([entry["step"] for entry in self.states]))
-        self.tensors = [*self._tensors()]
-        if group["fused"]:
-            moments = lists.exp_avgs, lists.exp_avg_sqs, lists.max_exp_avg_sqs
-            self.lists = self.lists._replace(params=Kept(lists.params, *moments))
+        self.layout_matters = group["fused"] is True  # our own kernel's table looks for itself
+        if self.layout_matters:
+            refuse_misfits(*lists[:5])
+        self.lists = lists._replace(
+            params=Kept(lists.params, lists.grads) if group["fused"] else lists.params,
+            grads=[],  # of each step anew: kept, the first ones would stay in memory for good
+            state_steps=shared([entry["step"] for entry in self.states]),
+        )
 
     @staticmethod
     def _flags(group: dict[str, Any]) -> tuple:
         return group["amsgrad"], group["fused"], group["capturable"]
 
-    def _tensors(self) -> Iterator:
-        """What the entries hold, one after the other, and an end that equals nothing in them."""
-        return chain(chain.from_iterable(map(dict.values, self.states)), (self,))
+    def _are_still_held(self) -> bool:
+        """Whether the entries hold the very tensors of the lists."""
+        keys = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
+        return all(
+            all(map(is_, map(dict.get, self.states, repeat(key)), column))
+            for key, column in zip(keys, self.lists[2:])
+        )
 
     def again(self, group: dict[str, Any]) -> Lists | None:
         """The lists with today's gradients, or None where anything they hold has been replaced.
@@ -145,13 +151,17 @@ class Gathered:
             and all(map(is_, params, self.group_params))
             and not any(map(is_, grads, repeat(None)))
             and all(p.grad is None for p in self.without_grad)
-            and all(map(is_, self._tensors(), self.tensors))
-            and not (group["fused"] and self.lists.params.changed())
+            and self._are_still_held()
+            and not (group["fused"] and not self.lists.params.lie_as_before(grads))
         ):
             return None
-        if group["fused"] is not True:  # that one looks at all layouts before its step
+        if not group["fused"]:
             refuse_sparse(grads)
-        return self.lists._replace(grads=grads)
+        return self.with_grads(grads)
+
+    def with_grads(self, grads: list[Tensor]) -> Lists:
+        """The lists for a step with these gradients, which have been looked at."""
+        return self.lists._replace(grads=Fitting(self.lists.params, grads) if self.layout_matters else grads)
 
 
 def join_steps(states: list[dict[str, Any]]) -> None:

@@ -1,11 +1,13 @@
 """What makes a step fast on a CPU and may never change it: pieces, buckets, operands, lists that are kept."""
 
+import weakref
+
 import pytest
 import torch
 
 import adamlib
 from adamlib.variants import partition
-from adamlib.variants.layout import Kept, refuse_misfits
+from adamlib.variants.layout import Fitting, Kept, refuse_misfits
 from adamlib.variants.operands import operand_for
 from adamlib.variants.partition import buckets, by_device_and_dtype, in_cache
 
@@ -180,13 +182,53 @@ def test_a_moment_that_was_replaced_is_looked_at_again():
         opt.step()
 
 
-def test_kept_lists_answer_like_plain_ones():
-    params, grads = [torch.zeros(3), torch.zeros(2, 2)], [torch.zeros(3), torch.zeros(2, 2)]
-    refuse_misfits(Kept(params, grads, []), grads, grads, [])
-    assert Kept(params).uniform and not Kept([params[0], params[1].double()]).uniform
-    kept = Kept(params)
-    assert not kept.changed()
+def test_a_sparse_gradient_is_called_sparse_after_any_number_of_steps():
+    (p,), opt = fused_after_a_step((2, 4))
+    p.grad = torch.ones(2, 4).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse gradients"):
+        opt.step()
+
+
+def test_kept_lists_notice_every_change_of_layout():
+    params = [torch.zeros(3), torch.zeros(2, 2)]
+    grads = [torch.ones_like(p) for p in params]
+    kept = Kept(params, grads)
+    assert kept.uniform and not Kept([params[0], params[1].double()], grads).uniform
+    assert kept.lie_as_before([torch.ones(3), torch.ones(2, 2)])
+    for misfit in (torch.ones(2, 2).t(), torch.ones(4), torch.ones(2, 2).double(), torch.ones(2, 2).to_sparse(), None):
+        assert not kept.lie_as_before([grads[0], misfit])
     params[1].data = torch.zeros(5)
-    assert kept.changed()
+    assert not kept.lie_as_before(grads)
+
+
+def test_gradients_that_fit_one_list_of_parameters_are_looked_at_for_another():
+    params, grads, moments = [torch.zeros(3)], [torch.ones(3)], [torch.zeros(3)]
+    fitting = Fitting(params, grads)
+    refuse_misfits(params, fitting, moments, moments)
     with pytest.raises(RuntimeError, match="the gradient has shape"):
-        refuse_misfits(Kept(params), grads)
+        refuse_misfits([torch.zeros(5)], fitting, moments, moments)
+
+
+@pytest.mark.parametrize("variant", [dict(foreach=False), dict(foreach=True), dict(fused=True)], ids=str)
+def test_no_gradient_outlives_zero_grad(variant):
+    """What is kept from step to step holds parameters and moments, and none of the gradients' memory."""
+    p = torch.nn.Parameter(torch.ones(8))
+    opt = adamlib.Adam([p], **variant)
+    for _ in range(3):
+        p.grad = torch.ones(8)
+        opt.step()
+        gradient = weakref.ref(p.grad)
+        opt.zero_grad()
+        assert gradient() is None
+
+
+def test_fused_lists_of_any_memory_format_are_kept():
+    """A convolution's weights in channels_last are no exception that is looked at anew in every step."""
+    weight = torch.nn.Parameter(torch.ones(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    opt = adamlib.Adam([weight], fused=True)
+    kept = []
+    for _ in range(3):
+        weight.grad = torch.ones_like(weight)
+        opt.step()
+        kept.append(opt._gathered[0])
+    assert kept[0] is kept[1] is kept[2]

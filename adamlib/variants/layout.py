@@ -5,34 +5,35 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
 
 
 class Kept(list):
-    """The parameters of a fused group, kept from step to step, and how they and their moments lay in memory.
+    """The parameters of a fused group, kept from step to step, and a memory of how they and their gradients lie.
 
-    Whoever keeps them makes sure that they are still the same objects, and asks whether they have `changed`
-    (`p.data = ...`, `module.half()`); moments are the optimizer's own, no one else reshapes them.
-    `usual`: all are floating-point and contiguous, and each moment fits its parameter. `uniform`: they are
-    of one device and dtype, too.
+    Looking at the layout of many small tensors from Python takes half as long as the kernel, so it is done once.
+    After that one call in C++, the guard with which torch.compile protects its graphs, says whether type, dtype,
+    device, shape and strides are still what they were. So `p.data = ...`, `module.half()` and a transposed
+    gradient are noticed; that the parameters and moments are the same objects is for whoever keeps the list to
+    see. Moments are not looked at again: they are the optimizer's own, no one else reshapes them.
     """
 
-    def __init__(self, params: list[Tensor], *moments: list[Tensor]):
+    def __init__(self, params: list[Tensor], grads: list[Tensor]):
         super().__init__(params)
-        self.sizes, self.dtypes = [*map(Tensor.numel, params)], [*map(attrgetter("dtype"), params)]
-        floating = all(dtype.is_floating_point for dtype in {*self.dtypes})
-        self.usual = floating and all(self.fit(column) for column in (params, *moments) if column)
-        self.uniform = self.usual and len({(p.device, p.dtype) for p in params}) == 1
+        self.uniform = len({(p.device, p.dtype) for p in params}) == 1
+        self._guards = TensorGuards(*params, *grads, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
-    def fit(self, tensors: list[Tensor]) -> bool:
-        """Whether each is contiguous and as large as its parameter was, of the same dtype."""
-        return (
-            all(map(Tensor.is_contiguous, tensors))
-            and [*map(Tensor.numel, tensors)] == self.sizes
-            and [*map(attrgetter("dtype"), tensors)] == self.dtypes
-        )
+    def lie_as_before(self, grads: list[Tensor]) -> bool:
+        """Whether the parameters and these gradients lie in memory as they did when the list was made."""
+        return self._guards.check(*self, *grads)
 
-    def changed(self) -> bool:
-        return self.usual and not self.fit(self)
+
+class Fitting(list):
+    """The gradients of one step, found to lie in memory as these parameters do; not looked at again in it."""
+
+    def __init__(self, params: list[Tensor], grads: list[Tensor]):
+        super().__init__(grads)
+        self.params = params
 
 
 def refuse_sparse(grads: list[Tensor]) -> None:
@@ -52,8 +53,7 @@ def refuse_unfusable(param: Tensor) -> None:
 
 def refuse_misfits(params, grads, *moments) -> None:
     """Raise unless each tensor lies in memory exactly as its parameter does; sparse gradients too."""
-    kept = params if isinstance(params, Kept) else Kept(params, *moments)
-    if kept.usual and kept.fit(grads):  # told apart quickly
+    if isinstance(grads, Fitting) and grads.params is params:
         return
     refuse_sparse(grads)
     columns = [column for column in (grads, *moments) if column]
@@ -91,6 +91,6 @@ def _dense(tensor: Tensor) -> bool:
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape) if n > 1):
         if stride != expected:
-            return False
+            return tensor.numel() == 0
         expected *= size
-    return tensor.numel() < 2 or expected == tensor.numel()
+    return True
