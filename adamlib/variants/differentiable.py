@@ -68,7 +68,7 @@ def refuse_leaves(params: list[Tensor], state_steps: list[Tensor]) -> None:
 
 def _root(v: Tensor) -> Tensor:
     """√v with slope 0 where v = 0 (there the chain rule would multiply the slope ∞ by 0 and give nan)."""
-    if v.is_cpu and v.numel() and v.detach().amin() > 0:  # on a device, asking would wait for it
+    if v.is_cpu and v.numel() and v.detach().amin().item() > 0:  # on a device, asking would wait for it
         return v.sqrt()
     zero = v == 0
     return v.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
