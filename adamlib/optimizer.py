@@ -130,7 +130,7 @@ class Adam(Optimizer):
             again = gathered and gathered.again(group)
             if again is None:
                 gathered = self._gathered[index] = Gathered(group, self.state)
-                self._entries, again = None, gathered.with_grads([p.grad for p in gathered.lists.params])
+                self._entries, again = None, gathered.lists()
             lists.append(again)
         self._entries = self._entries or Entries(self.state)
         return lists

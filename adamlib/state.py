@@ -1,13 +1,13 @@
 """What an optimizer remembers of each parameter, and how a step finds it.
 
 `gather` makes the six lists that a variant takes, creating or repairing the state of a parameter on the way.
-`Gathered` keeps those lists from step to step: on many small tensors, making them anew costs as much as the
-kernel. They are used again only while every tensor in them is still the one that the optimizer's state holds.
+On many small tensors that costs as much as the kernel. So `Gathered` remembers what `gather` found, and the
+next step takes its lists from there, as long as nothing has changed that asks for more.
 """
 from __future__ import annotations
 
 from itertools import repeat
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -108,60 +108,67 @@ class Entries:
 
 
 class Gathered:
-    """The lists of one group, kept from step to step, and what has to hold for using them again."""
+    """What `gather` found for one group, kept from step to step, and what has to hold for using it again.
+
+    Gradients and moments are looked up in every step: who clears the gradients, or moves the moments to another
+    device between two steps, wants their memory back at once.
+    """
 
     def __init__(self, group: dict[str, Any], state: dict[Tensor, dict[str, Any]]):
         lists = gather(group, state)
         self.flags = self._flags(group)
         self.group_params = list(group["params"])
         self.without_grad = [p for p in group["params"] if p.grad is None]
-        self.states = [state[p] for p in lists.params]
+        self.entries = [state[p] for p in lists.params]
         if not group["capturable"]:  # a graph may hold the addresses of the counts
-            join_steps(self.states)
+            join_steps(self.entries)
+        self.steps = shared(self._column("step"))
+        self.params = lists.params
         self.layout_matters = group["fused"] is True  # our own kernel's table looks for itself
         if self.layout_matters:
             refuse_misfits(*lists[:5])
-        self.lists = lists._replace(
-            params=Kept(lists.params, lists.grads) if group["fused"] else lists.params,
-            grads=[],  # of each step anew: kept, the first ones would stay in memory for good
-            state_steps=shared([entry["step"] for entry in self.states]),
-        )
+        if group["fused"]:
+            self.params = Kept(*lists[:5])
 
     @staticmethod
     def _flags(group: dict[str, Any]) -> tuple:
         return group["amsgrad"], group["fused"], group["capturable"]
 
-    def _are_still_held(self) -> bool:
-        """Whether the entries hold the very tensors of the lists."""
-        keys = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
-        return all(
-            all(map(is_, map(dict.get, self.states, repeat(key)), column))
-            for key, column in zip(keys, self.lists[2:])
+    def _column(self, key: str) -> list[Tensor]:
+        return [*map(itemgetter(key), self.entries)]
+
+    def lists(self) -> Lists:
+        """The lists as the parameters and entries are now; whether that will do is for `again` to say."""
+        grads = [p.grad for p in self.params]
+        return Lists(
+            self.params, Fitting(self.params, grads) if self.layout_matters else grads,
+            self._column("exp_avg"), self._column("exp_avg_sq"),
+            self._column("max_exp_avg_sq") if self.flags[0] else [], self.steps,
         )
 
     def again(self, group: dict[str, Any]) -> Lists | None:
-        """The lists with today's gradients, or None where anything they hold has been replaced.
+        """The lists for today's step, or None where something has changed that only `gather` can deal with.
 
         Whether the optimizer's state still holds these entries is for `Entries` to say.
         """
-        params, grads = group["params"], [p.grad for p in self.lists.params]
+        params = group["params"]
         if not (
             self.flags == self._flags(group)
             and len(params) == len(self.group_params)
             and all(map(is_, params, self.group_params))
-            and not any(map(is_, grads, repeat(None)))
             and all(p.grad is None for p in self.without_grad)
-            and self._are_still_held()
-            and not (group["fused"] and not self.lists.params.lie_as_before(grads))
         ):
             return None
-        if not group["fused"]:
-            refuse_sparse(grads)
-        return self.with_grads(grads)
-
-    def with_grads(self, grads: list[Tensor]) -> Lists:
-        """The lists for a step with these gradients, which have been looked at."""
-        return self.lists._replace(grads=Fitting(self.lists.params, grads) if self.layout_matters else grads)
+        try:
+            lists = self.lists()
+            if not all(map(is_, self._column("step"), self.steps)) or any(map(is_, lists.grads, repeat(None))):
+                return None
+        except KeyError:  # an entry has lost something
+            return None
+        if group["fused"]:
+            return lists if self.params.lie_as_before(*lists[1:5]) else None
+        refuse_sparse(lists.grads)
+        return lists
 
 
 def join_steps(states: list[dict[str, Any]]) -> None:

@@ -182,6 +182,13 @@ def test_a_moment_that_was_replaced_is_looked_at_again():
         opt.step()
 
 
+def test_a_moment_left_on_another_device_is_refused():
+    (p,), opt = fused_after_a_step((8,))
+    opt.state[p]["exp_avg"] = opt.state[p]["exp_avg"].to("meta")
+    with pytest.raises(RuntimeError, match="exp_avg has device meta, the parameter cpu"):
+        opt.step()
+
+
 def test_a_sparse_gradient_is_called_sparse_after_any_number_of_steps():
     (p,), opt = fused_after_a_step((2, 4))
     p.grad = torch.ones(2, 4).to_sparse()
@@ -209,17 +216,23 @@ def test_gradients_that_fit_one_list_of_parameters_are_looked_at_for_another():
         refuse_misfits([torch.zeros(5)], fitting, moments, moments)
 
 
-@pytest.mark.parametrize("variant", [dict(foreach=False), dict(foreach=True), dict(fused=True)], ids=str)
-def test_no_gradient_outlives_zero_grad(variant):
-    """What is kept from step to step holds parameters and moments, and none of the gradients' memory."""
-    p = torch.nn.Parameter(torch.ones(8))
-    opt = adamlib.Adam([p], **variant)
+VARIANTS = [dict(foreach=foreach, capturable=capturable) for foreach in (False, True) for capturable in (False, True)]
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, dict(fused=True), dict(differentiable=True)], ids=str)
+def test_memory_is_given_back_when_it_is_let_go(variant):
+    """Neither cleared gradients nor moments moved elsewhere between two steps are held by what a step keeps."""
+    p = torch.nn.Parameter(torch.ones(8), requires_grad="differentiable" not in variant)
+    opt = adamlib.Adam([p], amsgrad=True, **variant)
     for _ in range(3):
         p.grad = torch.ones(8)
         opt.step()
-        gradient = weakref.ref(p.grad)
+        let_go = [weakref.ref(p.grad)]
         opt.zero_grad()
-        assert gradient() is None
+        for moment in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            let_go.append(weakref.ref(opt.state[p][moment]))
+            opt.state[p][moment] = opt.state[p][moment].clone()
+        assert [tensor() for tensor in let_go] == [None] * 4
 
 
 def test_fused_lists_of_any_memory_format_are_kept():

@@ -1,6 +1,7 @@
 """How tensors lie in memory: the fused kernels walk it raw, so what does not fit is refused before a step."""
 from __future__ import annotations
 
+from itertools import chain
 from operator import attrgetter
 
 import torch
@@ -9,23 +10,24 @@ from torch._C._dynamo.guards import TensorGuards
 
 
 class Kept(list):
-    """The parameters of a fused group, kept from step to step, and a memory of how they and their gradients lie.
+    """The parameters of a fused group, kept from step to step, and a memory of how the tensors of a step lie.
 
     Looking at the layout of many small tensors from Python takes half as long as the kernel, so it is done once.
     After that one call in C++, the guard with which torch.compile protects its graphs, says whether type, dtype,
-    device, shape and strides are still what they were. So `p.data = ...`, `module.half()` and a transposed
-    gradient are noticed; that the parameters and moments are the same objects is for whoever keeps the list to
-    see. Moments are not looked at again: they are the optimizer's own, no one else reshapes them.
+    device, shape and strides are still what they were. So `p.data = ...`, `module.half()`, a transposed gradient
+    and a moment of another shape are noticed.
     """
 
-    def __init__(self, params: list[Tensor], grads: list[Tensor]):
+    def __init__(self, params: list[Tensor], *columns: list[Tensor]):
         super().__init__(params)
         self.uniform = len({(p.device, p.dtype) for p in params}) == 1
-        self._guards = TensorGuards(*params, *grads, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        self._guards = TensorGuards(
+            *chain(params, *columns), dynamic_dims_sizes=None, dynamic_dims_strides=None
+        )
 
-    def lie_as_before(self, grads: list[Tensor]) -> bool:
-        """Whether the parameters and these gradients lie in memory as they did when the list was made."""
-        return self._guards.check(*self, *grads)
+    def lie_as_before(self, *columns: list[Tensor]) -> bool:
+        """Whether the parameters and the other tensors lie in memory as they did when the list was made."""
+        return self._guards.check(*chain(self, *columns))
 
 
 class Fitting(list):
@@ -70,6 +72,7 @@ def refuse_misfits(params, grads, *moments) -> None:
             tensor = column[i]
             moment_may_differ = column is not grads and tensor.is_cuda and tensor.is_floating_point()
             for what, theirs, its in (
+                ("device", tensor.device, param.device),
                 ("shape", tuple(tensor.shape), tuple(param.shape)),
                 ("dtype", tensor.dtype, tensor.dtype if moment_may_differ else param.dtype),
                 ("strides", _strides(tensor), _strides(param)),
