@@ -22,8 +22,9 @@ def fused(
     are float32 on the parameter's device. With `grad_scale` the gradients are divided by it, in place; where
     `found_inf` is 1, nothing changes and the count stays. lr may be a 1-element tensor on any device.
 
-    The kernels walk raw memory. A gradient or moment whose device, shape, dtype or strides are not its parameter's,
-    or a parameter with gaps, is refused with a RuntimeError (torch's CPU kernel writes wrong memory there).
+    The kernels walk raw memory. A gradient or moment whose device, shape, dtype or strides do not fit its
+    parameter, or a parameter with gaps, is refused with a RuntimeError (torch's CPU kernel writes wrong memory
+    there).
     Bitwise equal to torch.optim.Adam(fused=True); not to `single_tensor`: on a CPU the kernel's root is
     exact, which torch.sqrt's is not, and a tensor's last elements, too few to fill a vector register, may
     round otherwise in more places; on a GPU it may round a·b + c once.
