@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adamlib
-from adamlib.variants import partition
+from adamlib.variants import layout, partition
 from adamlib.variants.layout import Fitting, Kept, refuse_misfits
 from adamlib.variants.operands import operand_for
 from adamlib.variants.partition import buckets, by_device_and_dtype, in_cache
@@ -233,6 +233,22 @@ def test_memory_is_given_back_when_it_is_let_go(variant):
             let_go.append(weakref.ref(opt.state[p][moment]))
             opt.state[p][moment] = opt.state[p][moment].clone()
         assert [tensor() for tensor in let_go] == [None] * 4
+
+
+def test_fused_steps_the_same_without_torchs_guards(monkeypatch):
+    """They are private to torch. Where they are not found, every step looks at its tensors from Python."""
+    stepped = []
+    for guards in (layout.TensorGuards, None):
+        monkeypatch.setattr(layout, "TensorGuards", guards)
+        (p,), opt = fused_after_a_step((2, 4))
+        kept = opt._gathered[0]
+        opt.step()
+        assert (opt._gathered[0] is kept) == (guards is not None)
+        stepped.append(p.detach().clone())
+        p.grad = torch.ones(4, 2).t()
+        with pytest.raises(RuntimeError, match="the gradient has strides"):
+            opt.step()
+    assert torch.equal(*stepped)
 
 
 def test_fused_lists_of_any_memory_format_are_kept():

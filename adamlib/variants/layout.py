@@ -6,7 +6,11 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.guards import TensorGuards
+
+try:
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:  # a torch that keeps them elsewhere: then every step looks at every tensor from Python
+    TensorGuards = None
 
 
 class Kept(list):
@@ -21,13 +25,13 @@ class Kept(list):
     def __init__(self, params: list[Tensor], *columns: list[Tensor]):
         super().__init__(params)
         self.uniform = len({(p.device, p.dtype) for p in params}) == 1
-        self._guards = TensorGuards(
+        self._guards = TensorGuards and TensorGuards(
             *chain(params, *columns), dynamic_dims_sizes=None, dynamic_dims_strides=None
         )
 
     def lie_as_before(self, *columns: list[Tensor]) -> bool:
         """Whether the parameters and the other tensors lie in memory as they did when the list was made."""
-        return self._guards.check(*chain(self, *columns))
+        return self._guards is not None and self._guards.check(*chain(self, *columns))
 
 
 class Fitting(list):
