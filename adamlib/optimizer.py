@@ -122,7 +122,8 @@ class Adam(Optimizer):
             for group, lists in zip(self.param_groups, groups):
                 self._init_group(group, *lists)
             return groups
-        if self._entries is None or not self._entries.are_those_of(self.state):
+        dropped = len(self._gathered) > len(self.param_groups)
+        if dropped or self._entries is None or not self._entries.are_those_of(self.state):
             self._forget_lists()
         lists = []
         for index, group in enumerate(self.param_groups):

@@ -110,8 +110,9 @@ class Entries:
 class Gathered:
     """What `gather` found for one group, kept from step to step, and what has to hold for using it again.
 
-    Gradients and moments are looked up in every step: who clears the gradients, or moves the moments to another
-    device between two steps, wants their memory back at once.
+    Gradients and moments are looked up in every step: who clears the gradients, or moves the moments in their
+    entries to another device between two steps, gets their memory back at once. (An entry that is itself
+    replaced or dropped is let go at the next step.)
     """
 
     def __init__(self, group: dict[str, Any], state: dict[Tensor, dict[str, Any]]):
@@ -124,7 +125,7 @@ class Gathered:
             join_steps(self.entries)
         self.steps = shared(self._column("step"))
         self.params = lists.params
-        self.layout_matters = group["fused"] is True  # our own kernel's table looks for itself
+        self.layout_matters = group["fused"] and group["fused"] != "triton"  # our own kernel looks for itself
         if self.layout_matters:
             refuse_misfits(*lists[:5])
         if group["fused"]:

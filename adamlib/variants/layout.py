@@ -9,33 +9,37 @@ from torch import Tensor
 
 try:
     from torch._C._dynamo.guards import TensorGuards
-except ImportError:  # a torch that keeps them elsewhere: then every step looks at every tensor from Python
+except ImportError:  # a torch that keeps them elsewhere: then Python looks in every step
     TensorGuards = None
 
 
 class Kept(list):
     """The parameters of a fused group, kept from step to step, and a memory of how the tensors of a step lie.
 
-    Looking at the layout of many small tensors from Python takes half as long as the kernel, so it is done once.
-    After that one call in C++, the guard with which torch.compile protects its graphs, says whether type, dtype,
-    device, shape and strides are still what they were. So `p.data = ...`, `module.half()`, a transposed gradient
-    and a moment of another shape are noticed.
+    Whether they still lie so is asked in every step, first of the guard with which torch.compile protects its
+    graphs: one call in C++ for type, dtype, device, shape and strides of all tensors. It says no for other
+    reasons, too (requires_grad, a tensor that comes twice, another dispatch mode), so then Python looks, which on
+    many small tensors takes longer than the kernel. `p.data = ...`, `module.half()`, a transposed gradient and a
+    moment of another size are noticed.
     """
 
     def __init__(self, params: list[Tensor], *columns: list[Tensor]):
         super().__init__(params)
         self.uniform = len({(p.device, p.dtype) for p in params}) == 1
+        self._form = _form(params)
         self._guards = TensorGuards and TensorGuards(
             *chain(params, *columns), dynamic_dims_sizes=None, dynamic_dims_strides=None
         )
 
     def lie_as_before(self, *columns: list[Tensor]) -> bool:
         """Whether the parameters and the other tensors lie in memory as they did when the list was made."""
-        return self._guards is not None and self._guards.check(*chain(self, *columns))
+        if self._guards is not None and self._guards.check(*chain(self, *columns)):
+            return True
+        return self._form is not None and all(_form(column) == self._form for column in (self, *columns) if column)
 
 
 class Fitting(list):
-    """The gradients of one step, found to lie in memory as these parameters do; not looked at again in it."""
+    """The gradients of a step that is taken only if they, and the moments, fit these parameters in memory."""
 
     def __init__(self, params: list[Tensor], grads: list[Tensor]):
         super().__init__(grads)
@@ -63,6 +67,9 @@ def refuse_misfits(params, grads, *moments) -> None:
         return
     refuse_sparse(grads)
     columns = [column for column in (grads, *moments) if column]
+    form = _form(params)
+    if form and all(p.is_floating_point() for p in params) and all(_form(column) == form for column in columns):
+        return  # told apart quickly
     names = ("the gradient", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     for i, param in enumerate(params):
         refuse_unfusable(param)
@@ -86,6 +93,13 @@ def refuse_misfits(params, grads, *moments) -> None:
                         f"fused=True cannot step parameter {i}: {name} has {what} {theirs}, the parameter {its}. "
                         f"Give {name} the parameter's {what}, or use foreach=True or foreach=False"
                     )
+
+
+def _form(tensors: list[Tensor]) -> tuple[list, ...] | None:
+    """What tells contiguous tensors apart in memory: sizes, dtypes, devices. None where one is not contiguous."""
+    if not all(map(Tensor.is_contiguous, tensors)):
+        return None
+    return [*map(Tensor.numel, tensors)], *([*map(attrgetter(what), tensors)] for what in ("dtype", "device"))
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
