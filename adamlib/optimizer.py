@@ -80,9 +80,15 @@ class Adam(Optimizer):
                 loss = closure()
 
         scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not any(group["fused"] for group in self.param_groups):
             self._step_groups(**scaler)
-            return loss
+        else:
+            self._step_or_leave(**scaler)
+        return loss
+
+    @torch.compiler.disable(reason="a fused kernel is one call already, and looks at memory that no guard looks at")
+    def _step_or_leave(self, **scaler) -> None:
+        """Step all groups, or raise and leave the state as it was."""
         known = len(self.state)
         try:
             self._step_groups(**scaler)
@@ -90,7 +96,6 @@ class Adam(Optimizer):
             while len(self.state) > known:  # what was created for a step that was not taken
                 self.state.popitem()
             raise
-        return loss
 
     def _step_groups(self, **scaler) -> None:
         groups = list(zip(self._lists(), self.param_groups))

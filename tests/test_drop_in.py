@@ -1010,21 +1010,82 @@ def test_P1_step_compiles_to_one_graph_without_a_break(variant, name, fresh_dyna
     assert all(float(s["step"]) == 4.0 for s in runs[1][1].state.values())
 
 
+def fused_steps(backend, amsgrad=False, library=adamlib):
+    """Parameters after three fused steps, compiled by a backend if one is given."""
+    params = weights(2)
+    opt = library.Adam(params, lr=0.01, fused=True, amsgrad=amsgrad)
+    step = torch.compile(opt.step, backend=backend) if backend else opt.step
+    for t in range(3):
+        for p in params:
+            p.grad = torch.sin(torch.arange(p.numel(), dtype=p.dtype) + t).view_as(p)
+        step()
+    return params
+
+
+@pytest.mark.parametrize("library", [torch.optim, adamlib])
+@pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_P1_fused_compiles_without_a_graph_break(fresh_dynamo):
-    """torch's own class falls back to eager here (no graph at all)."""
-    backend, results = Counted(), []
+def test_P1_fused_stays_out_of_the_graph(amsgrad, library, fresh_dynamo):
+    """A backend that makes the graph functional, as inductor does, cannot take torch's fused op without amsgrad."""
+    backend = Counted()
+    for compiler in (backend, "aot_eager"):
+        torch._dynamo.reset()
+        compiled = fused_steps(compiler, amsgrad, library)
+        assert all(map(torch.equal, compiled, fused_steps(None, amsgrad)))
+    assert backend.graphs == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_fused_refuses_misfits_and_leaves_the_state(fresh_dynamo):
+    p, q = (torch.nn.Parameter(torch.ones(2, 4)) for _ in range(2))
+    opt = adamlib.Adam([dict(params=[p]), dict(params=[q])], fused=True)
+    step = torch.compile(opt.step, backend="aot_eager")
+    p.grad, q.grad = torch.ones(2, 4), torch.ones(4, 2).t()
+    with pytest.raises(RuntimeError, match="the gradient has strides"):
+        step()
+    assert not opt.state and torch.equal(p, torch.ones(2, 4))
+    q.grad = torch.ones(2, 4)
+    step()
+    q.grad = torch.ones(4, 2).t()
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match="the gradient has strides"):
+        step()
+    assert torch.equal(p, before) and float(opt.state[p]["step"]) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_groups_of_which_one_is_fused(fresh_dynamo):
+    results = []
     for compiled in (False, True):
         params = weights(2)
-        opt = adamlib.Adam(params, lr=0.01, fused=True)
-        step = torch.compile(opt.step, fullgraph=True, backend=backend) if compiled else opt.step
+        opt = adamlib.Adam([dict(params=params[:1], fused=True), dict(params=params[1:], foreach=True)], lr=0.01)
+        step = torch.compile(opt.step, backend="aot_eager") if compiled else opt.step
         for t in range(3):
             for p in params:
-                p.grad = torch.sin(torch.arange(p.numel(), dtype=p.dtype) + t)
-            step()
+                p.grad = torch.full_like(p, float(t))
+            loss = step(lambda: torch.tensor(float(t)))
+            assert loss == t
         results.append(params)
-    assert backend.graphs >= 1
-    assert all(torch.allclose(p, q, rtol=1e-6, atol=1e-7) for p, q in zip(*results))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_fused_function(fresh_dynamo):
+    """adamlib.adam inside somebody's own compiled function."""
+    results = []
+    for compiled in (False, True):
+        p, g, m, v = torch.ones(8), torch.arange(8.0), torch.zeros(8), torch.zeros(8)
+        count = torch.zeros(())
+
+        def update():
+            adamlib.adam(
+                [p], [g * 2], [m], [v], [], [count], fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=0.1,
+                weight_decay=0.0, eps=1e-8, maximize=False,
+            )  # fmt: skip
+
+        (torch.compile(update, backend="aot_eager") if compiled else update)()
+        results.append((p, m, v, count))
+    assert all(map(torch.equal, *results)) and float(count) == 1
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -267,6 +267,21 @@ def test_groups_of_all_options_share_one_launch(monkeypatch):
 
 
 @on_device
+@pytest.mark.filterwarnings("ignore")
+def test_the_step_stays_out_of_a_compiled_graph():
+    results = []
+    for compiled in (False, True):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 70, device=DEVICE))
+        opt = adamlib.Adam([p], lr=0.1, fused="triton")
+        step = torch.compile(opt.step, backend="aot_eager") if compiled else opt.step
+        for t in range(3):
+            p.grad = torch.full_like(p, float(t))
+            step()
+        results.append(p.detach())
+    assert torch.equal(*results)
+
+
+@on_device
 @pytest.mark.parametrize("lay", [
     lambda x: x.contiguous(memory_format=torch.channels_last), lambda x: x.permute(3, 0, 2, 1),
 ], ids=["channels_last", "permuted"])

@@ -9,6 +9,7 @@ from .partition import by_device_and_dtype
 from .steps import advance
 
 
+@torch.compiler.disable(reason="the kernel is one call already, and no guard of a graph asks how its tensors lie")
 def fused(
     params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor], state_steps: list[Tensor], *,
