@@ -1,7 +1,7 @@
 """What an optimizer remembers of each parameter, and how a step finds it.
 
 `gather` makes the six lists that a variant takes, creating or repairing the state of a parameter on the way.
-On many small tensors that costs as much as the kernel. So `Gathered` remembers what `gather` found, and the
+On many small tensors that takes longer than the arithmetic. So `Gathered` remembers what `gather` found, and the
 next step takes its lists from there, as long as nothing has changed that asks for more.
 """
 from __future__ import annotations
@@ -174,6 +174,8 @@ class Gathered:
 
 def join_steps(states: list[dict[str, Any]]) -> None:
     """Make the counts of these parameters the elements of one tensor, if they are not and can be."""
+    if torch.is_inference_mode_enabled():  # what is made there could not be written outside
+        return
     steps = [entry["step"] for entry in states]
     if len({(step.device, step.dtype) for step in steps}) == 1 and shared(steps) is steps:
         for entry, step in zip(states, torch.stack(steps).unbind()):

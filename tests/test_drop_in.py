@@ -1,6 +1,7 @@
 """adamlib.Adam in the place of torch.optim.Adam, row by row: constructor, base class, dispatch, state,
 checkpoints, schedulers, mixed precision, weight averaging, copies, hooks, compilation, sharding."""
 
+import contextlib
 import copy
 import inspect
 import io
@@ -964,6 +965,25 @@ def test_a_deep_copy_takes_the_public_attributes():
 def test_a_copy_without_its_model_holds_its_own_parameters():
     opt = adamlib.Adam(weights())
     assert copy.deepcopy(opt).param_groups[0]["params"][0] is not opt.param_groups[0]["params"][0]
+
+
+@pytest.mark.parametrize("variant", ["single_tensor", "foreach", "fused"])
+def test_a_step_in_inference_mode_leaves_a_state_that_can_be_stepped_outside(variant):
+    """The counts that were loaded are not yet elements of one tensor; made there, it would be read-only here."""
+    results = []
+    for mode in (contextlib.nullcontext, torch.inference_mode):
+        params = weights(2)
+        opt = adamlib.Adam(params, **ALL_FLAGS[variant])
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+        opt.load_state_dict(opt.state_dict())
+        with mode():
+            opt.step()
+        opt.step()
+        assert all(float(entry["step"]) == 3.0 for entry in opt.state.values())
+        results.append(params)
+    assert all(map(torch.equal, *results))
 
 
 # --- compiling
