@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .functional import adam, refuse_combinations, to_scalar
-from .state import Entries, Gathered, gather, place_step, step_dtype
+from .state import Entries, Gathered, Lists, gather, place_step, step_dtype
 from .variants.differentiable import refuse_leaves
 from .variants.steps import refuse_grad_scaler
 
@@ -80,13 +80,14 @@ class Adam(Optimizer):
                 loss = closure()
 
         scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
-        if torch.compiler.is_compiling() and not any(group["fused"] for group in self.param_groups):
+        eager_only = any(group["fused"] or group["differentiable"] for group in self.param_groups)
+        if torch.compiler.is_compiling() and not eager_only:
             self._step_groups(**scaler)
         else:
             self._step_or_leave(**scaler)
         return loss
 
-    @torch.compiler.disable(reason="a fused kernel is one call already, and looks at memory that no guard looks at")
+    @torch.compiler.disable(reason="a fused step is one call already; a differentiable one is for autograd's graph")
     def _step_or_leave(self, **scaler) -> None:
         """Step all groups, or raise and leave the state as it was."""
         known = len(self.state)
@@ -123,7 +124,7 @@ class Adam(Optimizer):
     def _lists(self) -> list:
         """The six lists of each group: those of the step before, where they still hold what they must."""
         if torch.compiler.is_compiling():
-            groups = [([], [], [], [], [], []) for _ in self.param_groups]
+            groups = [Lists([], [], [], [], [], []) for _ in self.param_groups]
             for group, lists in zip(self.param_groups, groups):
                 self._init_group(group, *lists)
             return groups

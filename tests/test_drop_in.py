@@ -1089,6 +1089,25 @@ def test_compiled_groups_of_which_one_is_fused(fresh_dynamo):
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.filterwarnings("ignore")
+def test_autograd_goes_through_a_compiled_differentiable_step(groups, fresh_dynamo):
+    results = []
+    for compiled in (False, True):
+        leaves, lr = weights(2), torch.tensor(0.01, requires_grad=True)
+        params = [p.clone() for p in leaves]
+        parts = [params] if groups == 1 else [params[:1], params[1:]]
+        opt = adamlib.Adam([dict(params=part) for part in parts], lr=lr, differentiable=True)
+        step = torch.compile(opt.step, backend="aot_eager") if compiled else opt.step
+        for _ in range(3):
+            for p in params:
+                p.grad = p.clone().sin()
+            step()
+        total = sum(p.square().sum() for p in params)
+        results.append((total, *torch.autograd.grad(total, (*leaves, lr))))
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_fused_function(fresh_dynamo):
     """adamlib.adam inside somebody's own compiled function."""
