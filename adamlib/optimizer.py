@@ -71,7 +71,11 @@ class Adam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
-        """Take one step; with a closure, evaluate it first (with gradients on) and return its value."""
+        """Take one step; with a closure, evaluate it first (with gradients on) and return its value.
+
+        Under torch.compile the step is one graph, in the capturable form. Fused and differentiable steps stay
+        outside of it and run as always: with fullgraph=True torch.compile refuses them.
+        """
         if not torch.compiler.is_compiling():
             self._refuse_capture_without_the_flag()
         loss = None
