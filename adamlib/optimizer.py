@@ -1,7 +1,7 @@
 """class Adam, class AdamW: options, validation, state, checkpoints. The arithmetic is in `adamlib.variants`."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 from .functional import adam, refuse_combinations, to_scalar
 from .state import Entries, Gathered, Lists, gather, place_step, step_dtype
 from .variants.differentiable import refuse_leaves
+from .variants.foreach import refuse_tensors
 from .variants.steps import refuse_grad_scaler
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
@@ -38,7 +39,8 @@ class Adam(Optimizer):
         differentiable: autograd goes through the step; parameters may be non-leaf tensors.
         decoupled_weight_decay: decay as in AdamW (Loshchilov & Hutter 2019), with λ multiplied by α.
 
-    Raises ValueError, TypeError or RuntimeError, as torch does, before anything is changed.
+    Raises ValueError, TypeError or RuntimeError, as torch does. A step refuses before anything is changed what can
+    be seen by looking at the groups; where the arithmetic itself fails, the tensors before that are stepped.
     """
 
     def __init__(
@@ -53,8 +55,8 @@ class Adam(Optimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )
         defaults["betas"] = validated(defaults)
-        self._forget()
         super().__init__(params, defaults)
+        self._forget()  # last: torch.compile loses what is set before
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked like the constructor's, missing ones are the defaults."""
@@ -86,27 +88,26 @@ class Adam(Optimizer):
         scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
         eager_only = any(group["fused"] or group["differentiable"] for group in self.param_groups)
         if torch.compiler.is_compiling() and not eager_only:
-            self._step_groups(**scaler)
+            self._take(zip(self._lists(), self.param_groups), **scaler)
         else:
-            self._step_or_leave(**scaler)
+            self._look_and_take(**scaler)
         return loss
 
     @torch.compiler.disable(reason="a fused step is one call already; a differentiable one is for autograd's graph")
-    def _step_or_leave(self, **scaler) -> None:
-        """Step all groups, or raise and leave the state as it was."""
+    def _look_and_take(self, **scaler) -> None:
+        """Look at every group before one of them is stepped, and keep no state made for a step that is refused."""
         known = len(self.state)
         try:
-            self._step_groups(**scaler)
+            groups = list(zip(self._lists(), self.param_groups))
+            for lists, group in groups:
+                _refuse_group(lists, group, **scaler)
         except Exception:
-            while len(self.state) > known:  # what was created for a step that was not taken
+            while len(self.state) > known:
                 self.state.popitem()
             raise
+        self._take(groups, **scaler)
 
-    def _step_groups(self, **scaler) -> None:
-        groups = list(zip(self._lists(), self.param_groups))
-        if len(groups) > 1 and not torch.compiler.is_compiling():
-            for lists, group in groups:  # every group is checked before one of them is stepped
-                _refuse_group(lists, group, **scaler)
+    def _take(self, groups: Iterable[tuple[Lists, dict[str, Any]]], **scaler) -> None:
         one_launch = []  # the groups of our own kernel, which steps all of them together
         for lists, group in groups:
             options = dict(zip(("beta1", "beta2"), group["betas"]), **{name: group[name] for name in ARITHMETIC})
@@ -250,8 +251,11 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
 
 
 def _refuse_group(lists, group: dict[str, Any], grad_scale, found_inf) -> None:
-    """Raise what the group's variant would raise, without taking a step."""
+    """Raise what the group's variant would raise for these options and tensors, without taking a step."""
     refuse_combinations(foreach=group["foreach"], differentiable=group["differentiable"], fused=group["fused"])
+    lr, beta1, beta2 = map(to_scalar, (group["lr"], *group["betas"]))
+    if group["foreach"] and not group["capturable"]:
+        refuse_tensors(lr, beta1, beta2)
     if not group["fused"]:
         refuse_grad_scaler(grad_scale, found_inf, "a group that is not fused")
     if group["differentiable"]:

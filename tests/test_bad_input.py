@@ -177,6 +177,36 @@ def test_nonsense_set_by_hand_changes_nothing(variant, wrong):
         opt.step()
 
 
+@pytest.mark.parametrize("variant", FLAGS)
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(betas=(0.9,)), dict(lr=torch.ones(2)), dict(betas=(torch.ones(2), 0.9)),
+     dict(lr=torch.tensor(0.1), foreach=True, fused=None, capturable=False)],
+    ids=str,
+)  # fmt: skip
+def test_nonsense_set_by_hand_in_a_later_group_changes_nothing(variant, wrong):
+    """In the first step, where the state of the group before is new, too."""
+    (p,), (q,) = weights()[:1], weights()[:1]
+    opt = adamlib.Adam([dict(params=[p]), dict(params=[q])], **FLAGS[variant])
+    opt.param_groups[1].update(wrong)
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    with nothing_changes(opt), pytest.raises((TypeError, ValueError, RuntimeError)):
+        opt.step()
+    assert not opt.state
+
+
+@pytest.mark.parametrize("variant", ["single_tensor", "foreach", "capturable_single", "capturable_foreach"])
+def test_state_stays_with_what_was_stepped_before_the_arithmetic_failed(variant):
+    """Nobody sees beforehand that the elements of a parameter overlap. As with torch, the tensors before it move."""
+    p, overlapping = torch.ones(3, requires_grad=True), torch.ones(1).expand(3).requires_grad_()
+    opt = adamlib.Adam([dict(params=[p]), dict(params=[overlapping])], lr=0.1, **FLAGS[variant])
+    p.grad, overlapping.grad = torch.ones(3), torch.ones(3)
+    with pytest.raises(RuntimeError):
+        opt.step()
+    torch.testing.assert_close(p.detach(), torch.full((3,), 0.9))
+    assert float(opt.state[p]["step"]) == 1 and opt.state[p]["exp_avg"].all()
+
+
 # --- parameters and gradients
 
 

@@ -1108,6 +1108,33 @@ def test_autograd_goes_through_a_compiled_differentiable_step(groups, fresh_dyna
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("variant", ["single_tensor", "foreach", "fused", "differentiable"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_optimizer_made_inside_a_compiled_function(variant, fresh_dynamo):
+    results = []
+    for compiled in (False, True):
+        params = weights(2)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        if variant == "differentiable":
+            grads = [p.grad for p in params]
+            params = [p.detach() for p in params]
+            for p, g in zip(params, grads):
+                p.grad = g
+
+        def inner():
+            opt = adamlib.Adam(params, lr=0.1, **ALL_FLAGS[variant])
+            opt.step()
+            return opt
+
+        opt = (torch.compile(inner, backend="eager") if compiled else inner)()
+        opt.step()
+        assert all(float(entry["step"]) == 2.0 for entry in opt.state.values())
+        results.append(params)
+    for p, q in zip(*results):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_fused_function(fresh_dynamo):
     """adamlib.adam inside somebody's own compiled function."""

@@ -7,6 +7,7 @@
 Six lists with one entry per tensor (`max_exp_avg_sqs` is empty without amsgrad), updated in place:
 `params[i]`, its gradient, its moments m and v, the running maximum of v, all of one shape; and
 `state_steps[i]`, a 0-dim float tensor that counts the steps. `grads` are only read. lr, beta1, beta2 are
-floats or, where a variant says so, 1-element tensors. Only the fused variants take `grad_scale` and
-`found_inf` (1-element float32 tensors from a GradScaler); the others refuse them.
+floats or, where a variant says so, 1-element tensors. Only the fused variants take `grad_scale`, by which
+they divide `grads` in place, and `found_inf` (1-element float32 tensors from a GradScaler); the others
+refuse them.
 """

@@ -25,9 +25,7 @@ def foreach(
     if not params:
         return
     refuse_grad_scaler(grad_scale, found_inf, "the foreach variant")
-    if any(isinstance(h, Tensor) for h in (lr, beta1, beta2)):
-        raise RuntimeError("lr and betas as Tensors are not supported for capturable=False and foreach=True: "
-                           "pass floats, or capturable=True, or foreach=False")
+    refuse_tensors(lr, beta1, beta2)
     advance(state_steps)
     steps = on_host(state_steps)
     tops = max_exp_avg_sqs if amsgrad else exp_avg_sqs  # the v that is divided by; without AMSGrad v itself
@@ -55,6 +53,12 @@ def foreach(
             torch._foreach_add_(denom, eps)                            # √v̂ + ε
             torch._foreach_addcdiv_(p, m, denom, step_size)            # θ ← θ − α m̂ / (√v̂ + ε)
             del denom                                                  # before the next bucket makes its own
+
+
+def refuse_tensors(*hyperparameters: float | Tensor) -> None:
+    if any(isinstance(h, Tensor) for h in hyperparameters):
+        raise RuntimeError("lr and betas as Tensors are not supported for capturable=False and foreach=True: "
+                           "pass floats, or capturable=True, or foreach=False")
 
 
 def _one_or_each(pairs: list[tuple]) -> tuple:

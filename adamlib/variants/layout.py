@@ -62,7 +62,10 @@ def refuse_unfusable(param: Tensor) -> None:
 
 
 def refuse_misfits(params, grads, *moments) -> None:
-    """Raise unless each tensor lies in memory exactly as its parameter does; sparse gradients too."""
+    """Raise unless each tensor lies in memory as its parameter does; sparse gradients too.
+
+    A moment on CUDA may have another floating dtype. Gradients that come as `Fitting` have been looked at.
+    """
     if isinstance(grads, Fitting) and grads.params is params:
         return
     refuse_sparse(grads)
