@@ -109,12 +109,14 @@ def test_no_link_leads_out_of_the_file(built):
             assert cell.cell_type != "markdown" or not re.search(r"\]\((?!https?:)[^)]*\.ipynb", cell.source)
 
 
-def test_pushing_needs_a_name_and_building_does_not(monkeypatch, tmp_path):
+def test_pushing_needs_a_name_and_building_does_not(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
     with pytest.raises(SystemExit, match="KAGGLE_USERNAME=your-name"):
         kaggle.main(["--push"])
-    with pytest.raises(SystemExit, match="not understood"):
-        kaggle.main(["--publish"])
+    for wrong, said in ((["--publish"], "--publish"), (["--push", "01", "17"], "there is no chapter 17: name some of 00")):
+        with pytest.raises(SystemExit):
+            kaggle.main(wrong)
+        assert said in capsys.readouterr().err
     folders = kaggle.build(out=tmp_path)
     assert kaggle.NOBODY in (folders[0] / "kernel-metadata.json").read_text()
 
@@ -137,3 +139,25 @@ def test_student_version_has_no_solution_and_every_exercise(chapter):
     assert not any(solution in handed_out for solution in solutions)
     assert all(stub in handed_out for stub in stubs)
     assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+def test_student_folder_is_complete(monkeypatch, tmp_path):
+    monkeypatch.setattr(student, "ROOT", tmp_path)
+    monkeypatch.setattr(student, "BUILD", tmp_path / "build" / "student")
+    for name in ("adamlib", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    student.main([])
+    for path in student.BUILD.glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            links = re.findall(r"\]\(([^)\s#:]+)\)", cell.source) if cell.cell_type == "markdown" else []
+            for target in links:
+                assert (student.BUILD / target).exists(), f"{path.name} points to {target}, which is not handed out"
+    recorded = [path.name for path in (ROOT / "notebooks" / "recorded").iterdir()]
+    assert sorted(recorded) == sorted(path.name for path in (student.BUILD / "notebooks" / "recorded").iterdir())
+    assert (student.BUILD / "adamlib" / "teaching" / "digits.npz").is_file()
+
+
+def test_student_takes_no_arguments(capsys):
+    with pytest.raises(SystemExit):
+        student.main(["chapter"])
+    assert "unrecognized arguments: chapter" in capsys.readouterr().err

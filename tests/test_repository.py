@@ -466,8 +466,10 @@ def test_execute_leaves_a_notebook_that_raises_as_it_was(small_repository):
 
 
 def test_execute_says_what_is_wrong_with_its_arguments(small_repository):
-    status, said = execute(small_repository, "missing.ipynb")
-    assert status != 0 and "is not a file" in said
+    (small_repository / "notebooks" / "text.md").write_text("text")
+    for name in ("missing.ipynb", "text.md"):
+        status, said = execute(small_repository, name)
+        assert status != 0 and f"{name} is not a notebook: give the path of one" in said
 
 
 def test_the_picture_of_the_readme_is_the_first_figure_of_chapter_02():

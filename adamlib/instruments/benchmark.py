@@ -58,6 +58,8 @@ VARIANTS = {
 NOISE = {"noise, single": "single", "noise, fused": "fused"}  # torch against torch
 DEFAULT_VARIANTS = [name for name in [*VARIANTS, *NOISE] if name != "compiled"]  # that one compiles for minutes
 DEFAULT_SETS = ["small_200x1k", "resnet18", "gpt2_small", "large_8x8m"]
+USUAL = dict(sets=DEFAULT_SETS, rounds=21, min_seconds=0.1)
+QUICK = dict(sets=["tiny_200x64"], rounds=5, min_seconds=0.01)
 BYTES = 28  # the least a step of Adam moves per float32 parameter
 
 
@@ -276,12 +278,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="a small set and few short rounds, where you name none yourself: does it run, not how fast")  # fmt: skip
     add("--sets", nargs="+", choices=SETS, metavar="SET",
         help=f"of {', '.join(SETS)} (default: {' '.join(DEFAULT_SETS)})")  # fmt: skip
-    add("--variants", nargs="+", choices=[*VARIANTS, *NOISE], default=DEFAULT_VARIANTS, metavar="VARIANT",
+    add("--variants", nargs="+", choices=[*VARIANTS, *NOISE], metavar="VARIANT",
         help="of " + ", ".join(f'"{name}"' for name in [*VARIANTS, *NOISE]) + ' (default: all but "compiled")')  # fmt: skip
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
-    add("--rounds", type=int, help="quiet rounds to keep of each pair (default: 21, quick 5)")
-    add("--min-seconds", type=float, help="time each contender this long a round (default: 0.1, quick 0.01)")
+    add("--rounds", type=int,
+        help=f"quiet rounds to keep of each pair (default: {USUAL['rounds']}, quick {QUICK['rounds']})")
+    add("--min-seconds", type=float, help="time each contender this long a round "
+        f"(default: {USUAL['min_seconds']}, quick {QUICK['min_seconds']})")  # fmt: skip
     add("--seed", type=int, default=0, help="of the tensors and of the order in a round (default: 0)")
     add("--output", type=pathlib.Path, help="write the report as JSON, for example to notebooks/recorded/")
     add("--picture", type=pathlib.Path, help="draw the report as PNG")
@@ -290,31 +294,52 @@ def main(arguments: list[str] | None = None) -> int:
     for file in (options.output, options.picture):
         if file is not None and not file.parent.is_dir():  # now, and not after half an hour of measuring
             parser.error(f"there is no folder {file.parent}: create it or name another file")
-    if options.read is not None and not options.read.is_file():
-        parser.error(f"there is no report {options.read}: run without --read and with --output to make one")
+        if file is not None and file.is_dir():
+            parser.error(f"{file} is a folder: name a file in it")
+    if options.picture is not None and options.picture.suffix != ".png":
+        parser.error(f"{options.picture} does not end in .png, which is what --picture draws")
+    if options.read is not None:
+        if options.output is not None:
+            parser.error("--read measures nothing that --output could write: leave one of them out")
+        return show(_report_in(options.read, parser), options.picture)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here: use --device cpu")
-    usual = (["tiny_200x64"], 5, 0.01) if options.quick else (DEFAULT_SETS, 21, 0.1)
-    for name, value in zip(("sets", "rounds", "min_seconds"), usual):
+    for name, value in (QUICK if options.quick else USUAL).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if min(options.rounds, options.threads) < 1:
-        parser.error("--rounds and --threads need at least 1")
+    if options.rounds < 1 or not 1 <= options.threads <= (os.cpu_count() or 1) or options.min_seconds < 0:
+        parser.error(f"--rounds needs at least 1, --threads 1 to {os.cpu_count()} here, --min-seconds at least 0")
+    settings = Settings(*(getattr(options, field) for field in Settings._fields))
+    for variant in options.variants or ():
+        if not _makes_sense(variant, "eager", settings):
+            parser.error(f'"{variant}" cannot be timed here: "triton" needs --device cuda, "compiled" a C++ compiler')
 
     def save(line: str, report: dict) -> None:  # after each pair: a run that is cut short keeps what it has
         print(line, file=sys.stderr, flush=True)
         if options.output is not None:
             options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    if options.read is not None:
-        report = json.loads(options.read.read_text(encoding="utf-8"))
-    else:
-        settings = Settings(*(getattr(options, field) for field in Settings._fields))
-        report = run(options.sets, options.variants, settings, save)
+    return show(run(options.sets, options.variants or DEFAULT_VARIANTS, settings, save), options.picture)
+
+
+def show(report: dict, png: pathlib.Path | None) -> int:
+    """Print the report, draw it if a file is named; returns 1 if a pair of it failed, else 0."""
     print(table(report))
-    if options.picture is not None:
-        picture(report).savefig(options.picture)
+    if png is not None:
+        picture(report).savefig(png)
     return 1 if report["failed"] else 0
+
+
+def _report_in(file: pathlib.Path, parser: argparse.ArgumentParser) -> dict:
+    if not file.is_file():
+        parser.error(f"there is no report {file}: run without --read and with --output to make one")
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text
+        report = None
+    if not isinstance(report, dict) or report.get("schema") != 1:
+        parser.error(f"{file} is no report of this benchmark: run without --read and with --output to make one")
+    return report
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ that is copied into the site. What is ours is the preparation: solutions become 
 are left out, each figure gets its alt text, and an index shows a picture and the aims of every chapter.
 """
 
+import argparse
 import base64
 import os
 import pathlib
@@ -75,7 +76,7 @@ def abilities(notebook):
 def index(chapters):
     """The first page: what this is, and for each chapter a picture and what the reader will be able to do."""
     lines = ["# Adam, in every variant", "", "Notebooks that take Adam from five lines of algebra to every form "
-             "PyTorch ships, with no claim in the text that was not run.", ""]  # fmt: skip
+             "PyTorch ships. Numbers come from the cells beside the text; what was not run says so.", ""]  # fmt: skip
     for name, notebook in chapters.items():
         title, aims = abilities(notebook)
         lines += [f"## [{title}]({name}.ipynb)", ""]
@@ -93,10 +94,10 @@ def index(chapters):
     return "\n".join(lines)
 
 
-def main(arguments):
-    if set(arguments) - {"--as-stored"}:
-        sys.exit(__doc__)
-    build(executing="--as-stored" not in arguments)
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--as-stored", action="store_true", help="do not execute the chapters")
+    build(executing=not parser.parse_args(arguments).as_stored)
     print(f"{(SITE / 'index.html').relative_to(ROOT)} is ready: open it in a browser, no server and no network needed")
 
 
@@ -130,4 +131,4 @@ def build(executing):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,6 +7,7 @@ No times, versions of tools or random ids are stored. A notebook in which a cell
 printed at the end; only a failed execution sets the exit status.
 """
 
+import argparse
 import os
 import pathlib
 import sys
@@ -75,16 +76,14 @@ def normalise(notebook):
                     output.execution_count = prompt
 
 
-def main(paths):
-    from hygiene import problems
+def main(arguments=None):
+    from hygiene import EXAMPLE, chapter_path, problems
 
-    if not paths:
-        sys.exit(__doc__.split("\n\n")[1].strip())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("notebooks", nargs="+", type=chapter_path, metavar="NOTEBOOK", help=f"such as {EXAMPLE}")
     os.environ.update(ENVIRONMENT)
     failed = []
-    for path in map(pathlib.Path, paths):
-        if not path.is_file():
-            sys.exit(f"{path} is not a file: give the path of a notebook, as in notebooks/00_start_here.ipynb")
+    for path in parser.parse_args(arguments).notebooks:
         start = time.perf_counter()
         try:
             execute(path)
@@ -100,4 +99,4 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

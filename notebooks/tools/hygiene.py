@@ -3,6 +3,7 @@
     python notebooks/tools/hygiene.py notebooks/*.ipynb
 """
 
+import argparse
 import pathlib
 import re
 import sys
@@ -14,6 +15,7 @@ SERIES = (
     "06_capturable", "07_differentiable", "08_in_practice", "09_errata",
 )  # fmt: skip
 SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
+EXAMPLE = "notebooks/00_start_here.ipynb"
 WIDEST = 115  # characters in a line of code
 NOT_COMPARED = {"nbval-skip", "nbval-ignore-output"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users)/|[A-Z]:\\Users\\")
@@ -26,16 +28,24 @@ FRAME = {  # what a chapter's text must contain
 }
 
 
+def chapter_path(text):
+    """A notebook's path on the command line."""
+    path = pathlib.Path(text)
+    if path.suffix != ".ipynb" or not path.is_file():
+        raise argparse.ArgumentTypeError(f"{path} is not a notebook: give the path of one, as in {EXAMPLE}")
+    return path
+
+
 def problems(path):
     """Sentences about the notebook at ``path``; an empty list when there is nothing to mend.
 
-    Chapters 01 to 09 must have the whole frame (length, figures, exercises, headings); others just the cell rules.
+    Chapters from 01 on must have the whole frame (length, figures, exercises, headings); others just the cell rules.
     """
     path = pathlib.Path(path)
     notebook = nbformat.read(path, as_version=4)
     found = [text for number, cell in enumerate(notebook.cells, 1) for text in _cell(number, cell, path.parent)]
     found += _compared(notebook)
-    if re.match(r"0[1-9]_", path.name):
+    if re.match(r"(?!00)\d\d_", path.name):
         found += _frame(notebook, path)
     return found
 
@@ -144,8 +154,9 @@ def _frame(notebook, path):
             yield f"{meaning} is missing: nothing like {words!r} in the text"
     number = int(path.name[:2])
     for other in (number - 1, number + 1):
-        if other <= 9 and not re.search(rf"\]\(0{other}_\w+\.ipynb", text):
-            yield f"no link to chapter 0{other}"
+        there = other <= 9 or any(path.parent.glob(f"{other}_*.ipynb"))
+        if there and not re.search(rf"\]\({other:02}_\w+\.ipynb", text):
+            yield f"no link to chapter {other:02}"
     drawn = [number for number, cell in enumerate(cells, 1) if any(True for _ in pictures(cell))]
     if len(drawn) < 4 or drawn[0] > 10:
         yield f"figures in cells {drawn}; at least four, the first within ten cells"
@@ -155,9 +166,11 @@ def _frame(notebook, path):
         yield f"{len(marks)} exercises with a difficulty (●○○ to ●●●), {len(solutions)} solutions; at least three each"
 
 
-def main(paths):
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("notebooks", nargs="+", type=chapter_path, metavar="NOTEBOOK", help=f"such as {EXAMPLE}")
     bad = 0
-    for path in paths:
+    for path in parser.parse_args(arguments).notebooks:
         for problem in problems(path):
             bad += 1
             print(f"{path}: {problem}")
@@ -165,4 +178,4 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -4,10 +4,11 @@
     python notebooks/tools/kaggle.py --push [01 02]  hands them to the Kaggle CLI (all, or those chapters)
 
 A written notebook begins with one folded cell that holds adamlib's sources as they are, the digits and the recorded
-benchmarks, and writes them beside itself, where a reader can open them. Nothing is installed or downloaded, so it runs with the internet
-switched off; the same file opens in Colab. Pushing needs KAGGLE_USERNAME and the `kaggle` command; writing does not.
+benchmarks, and writes them beside itself, where a reader can open them. Nothing is installed or downloaded, so it runs
+with the internet switched off; the same file opens in Colab. Pushing needs KAGGLE_USERNAME and the `kaggle` command; writing does not.
 """
 
+import argparse
 import base64
 import json
 import os
@@ -111,21 +112,23 @@ def push(folders):
         subprocess.run(["kaggle", "kernels", "push", "-p", str(folder)], check=True)
 
 
-def main(arguments):
-    unknown = [a for a in arguments if a != "--push" and not re.fullmatch(r"0\d", a)]
-    if unknown or (arguments and "--push" not in arguments):
-        sys.exit(f"not understood: {' '.join(unknown or arguments)}\n{__doc__}")
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    numbers = [path.name[:2] for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+    parser.add_argument("--push", nargs="*", metavar="NN", help="hand them to the Kaggle CLI: all, or these chapters")
+    wanted = parser.parse_args(arguments).push
+    if unknown := sorted({*(wanted or ())} - {*numbers}):
+        parser.error(f"there is no chapter {', '.join(unknown)}: name some of {' '.join(numbers)}")
     user = os.environ.get("KAGGLE_USERNAME")
-    if "--push" in arguments and not user:
+    if wanted is not None and not user:
         sys.exit("Pushing needs your Kaggle name: KAGGLE_USERNAME=your-name python notebooks/tools/kaggle.py --push")
     folders = build(user=user)
     for folder in folders:
         size = (folder / f"{folder.name}.ipynb").stat().st_size
         print(f"{folder.relative_to(ROOT)}  {size / 1e6:.2f} MB")
-    if "--push" in arguments:
-        wanted = [a for a in arguments if a != "--push"]
+    if wanted is not None:
         push([folder for folder in folders if not wanted or folder.name[:2] in wanted])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,6 +7,7 @@ copied beside the decks. What is ours is the pagination: a page holds about 16 l
 paragraphs, and a cell that draws shows its figure and hides its code.
 """
 
+import argparse
 import copy
 import importlib.util
 import pathlib
@@ -182,12 +183,11 @@ def build(out=BUILD):
         print(f"{path.stem}.html  {html.count('<section') - html.count('<section><section')} pages", flush=True)
 
 
-def main(arguments):
-    if arguments:
-        sys.exit(__doc__)
+def main(arguments=None):
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args(arguments)
     build()
     print("the decks are in build/slides: open one in a browser, S shows the speaker notes")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

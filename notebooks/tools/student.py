@@ -2,11 +2,13 @@
 
     python notebooks/tools/student.py
 
-The cells tagged "solution" and the speaker notes are left out; a lecturer keeps the originals. adamlib is copied
-beside the notebooks, so the folder is complete: zip it and hand it out.
+The cells tagged "solution" and the speaker notes are left out; a lecturer keeps the originals. adamlib and the recorded
+benchmarks are copied beside the notebooks, so the folder is complete: zip it and hand it out.
 """
 
+import argparse
 import pathlib
+import re
 import shutil
 import sys
 
@@ -17,7 +19,7 @@ BUILD = ROOT / "build" / "student"
 
 
 def without_solutions(notebook):
-    """The notebook less its solutions, its speaker notes and all outputs."""
+    """The notebook less its solutions, its speaker notes, all outputs and the link to the lecturer's guide."""
     notebook.cells = [
         cell for cell in notebook.cells
         if "solution" not in cell.metadata.get("tags", [])
@@ -26,10 +28,13 @@ def without_solutions(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+        elif cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[([^\]]*)\]\(README\.md[^)]*\)", r"\1", cell.source)
     return notebook
 
 
-def main():
+def main(arguments=None):
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args(arguments)
     chapters = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not chapters:
         sys.exit("no chapters in notebooks/: is this a complete clone?")
@@ -40,7 +45,8 @@ def main():
         before = len(notebook.cells)
         nbformat.write(without_solutions(notebook), BUILD / path.name)
         print(f"{(BUILD / path.name).relative_to(ROOT)}  {before - len(notebook.cells)} of {before} cells left out")
-    shutil.copytree(ROOT / "adamlib", BUILD / "adamlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("adamlib", "notebooks/recorded"):  # chapters 05 and 08 read the latter
+        shutil.copytree(ROOT / folder, BUILD / folder, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 if __name__ == "__main__":
