@@ -1,5 +1,5 @@
 # Each target makes its own set-up: a virtual environment in .venv with the versions of environment.yml.
-#   make PYTHON=/path/to/python3.11 test     another Python
+#   make PYTHON=/path/to/python3.11 test     another Python (where there is a .venv already: make clean first)
 #   make JUPYTER_FLAGS="--no-browser" lab    flags for JupyterLab
 #   make BENCH_FLAGS="--help" bench          flags for the benchmark
 #   make BOOK_FLAGS="--as-stored" book       the site from the stored outputs, without executing
@@ -18,8 +18,9 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
 		|| sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
 
+# Not the file as an argument: the address that is printed where no browser opens would not lead to it.
 lab: $(READY)  ## open JupyterLab at the first notebook
-	$(PY) -m jupyter lab $(JUPYTER_FLAGS) notebooks/00_start_here.ipynb
+	$(PY) -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(JUPYTER_FLAGS)
 
 test: $(READY)  ## run every test and every cell of every notebook, and compare what they print and draw
 	@echo "testing the package and the notebooks side by side; each prints when it is done, in about 10 minutes"

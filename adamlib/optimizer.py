@@ -149,7 +149,8 @@ class Adam(Optimizer):
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
         """Fill the lists of a group. The name and the form are those that torch.compile runs outside its graph
-        (torch/_dynamo/variables/optimizer.py); returns whether a parameter is complex."""
+        (torch/_dynamo/variables/optimizer.py); steps that are not compiled do without. Returns whether a parameter is
+        complex."""
         for column, tensors in zip(
             (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps), gather(group, self.state)
         ):
