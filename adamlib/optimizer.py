@@ -43,6 +43,7 @@ class Adam(Optimizer):
     be seen by looking at the groups; where the arithmetic itself fails, the tensors before that are stepped.
     """
 
+    @torch.compiler.disable(reason="an optimizer is made by Python; what is compiled is its step")
     def __init__(
         self, params, lr: float | Tensor = 1e-3, betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8, weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None,
@@ -55,8 +56,8 @@ class Adam(Optimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )
         defaults["betas"] = validated(defaults)
+        self._forget()
         super().__init__(params, defaults)
-        self._forget()  # last: torch.compile loses what is set before
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked like the constructor's, missing ones are the defaults."""

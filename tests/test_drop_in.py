@@ -1109,8 +1109,9 @@ def test_autograd_goes_through_a_compiled_differentiable_step(groups, fresh_dyna
 
 
 @pytest.mark.parametrize("variant", ["single_tensor", "foreach", "fused", "differentiable"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
 @pytest.mark.filterwarnings("ignore")
-def test_an_optimizer_made_inside_a_compiled_function(variant, fresh_dynamo):
+def test_an_optimizer_made_inside_a_compiled_function(name, variant, fresh_dynamo):
     results = []
     for compiled in (False, True):
         params = weights(2)
@@ -1123,7 +1124,7 @@ def test_an_optimizer_made_inside_a_compiled_function(variant, fresh_dynamo):
                 p.grad = g
 
         def inner():
-            opt = adamlib.Adam(params, lr=0.1, **ALL_FLAGS[variant])
+            opt = getattr(adamlib, name)(params, lr=0.1, **ALL_FLAGS[variant])
             opt.step()
             return opt
 
