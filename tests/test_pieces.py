@@ -202,7 +202,7 @@ def test_kept_lists_notice_every_change_of_layout():
     kept = Kept(params, grads)
     assert kept.uniform and not Kept([params[0], params[1].double()], grads).uniform
     assert kept.lie_as_before([torch.ones(3), torch.ones(2, 2)])
-    for misfit in (torch.ones(2, 2).t(), torch.ones(5), torch.ones(2, 2).double(), torch.ones(2, 2).to_sparse()):
+    for misfit in (torch.ones(2, 2).t(), torch.ones(4), torch.ones(2, 2).double(), torch.ones(2, 2).to_sparse(), None):
         assert not kept.lie_as_before([grads[0], misfit])
     params[1].data = torch.zeros(5)
     assert not kept.lie_as_before(grads)
@@ -263,6 +263,23 @@ def test_fused_lists_are_kept_where_the_guard_says_no_for_no_reason_of_layout():
         opt.step()
         assert opt._gathered[0] is kept
     assert torch.equal(*params) and float(opt.state[params[0]]["step"]) == 4
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_fused_refuses_a_moment_of_another_shape_though_its_size_is_right(moment, steps):
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    opt = adamlib.Adam([p], fused=True)
+    p.grad = torch.ones(2, 2)
+    opt.step()
+    opt.load_state_dict(opt.state_dict())  # nothing is kept
+    for _ in range(steps):
+        opt.step()
+    opt.state[p][moment] = torch.zeros(4)
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match=f"{moment} has shape"):
+        opt.step()
+    assert torch.equal(p, before)
 
 
 def test_a_group_that_is_dropped_is_let_go():

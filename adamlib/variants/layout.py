@@ -20,7 +20,7 @@ class Kept(list):
     graphs: one call in C++ for type, dtype, device, shape and strides of all tensors. It says no for other
     reasons, too (requires_grad, a tensor that comes twice, another dispatch mode), so then Python looks, which on
     many small tensors takes longer than the kernel. `p.data = ...`, `module.half()`, a transposed gradient and a
-    moment of another size are noticed.
+    moment of another shape are noticed.
     """
 
     def __init__(self, params: list[Tensor], *columns: list[Tensor]):
@@ -99,10 +99,10 @@ def refuse_misfits(params, grads, *moments) -> None:
 
 
 def _form(tensors: list[Tensor]) -> tuple[list, ...] | None:
-    """What tells contiguous tensors apart in memory: sizes, dtypes, devices. None where one is not contiguous."""
-    if not all(map(Tensor.is_contiguous, tensors)):
+    """What tells contiguous tensors apart: shapes, dtypes, devices. None where one is not contiguous, or no tensor."""
+    if not all(isinstance(tensor, Tensor) and tensor.is_contiguous() for tensor in tensors):
         return None
-    return [*map(Tensor.numel, tensors)], *([*map(attrgetter(what), tensors)] for what in ("dtype", "device"))
+    return tuple([*map(attrgetter(what), tensors)] for what in ("shape", "dtype", "device"))
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
