@@ -87,8 +87,7 @@ class Adam(Optimizer):
                 loss = closure()
 
         scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
-        eager_only = any(group["fused"] or group["differentiable"] for group in self.param_groups)
-        if torch.compiler.is_compiling() and not eager_only:
+        if torch.compiler.is_compiling() and not any(g["fused"] or g["differentiable"] for g in self.param_groups):
             self._take(zip(self._lists(), self.param_groups), **scaler)
         else:
             self._look_and_take(**scaler)

@@ -5,7 +5,8 @@
 
 A written notebook begins with one folded cell that holds adamlib's sources as they are, the digits and the recorded
 benchmarks, and writes them beside itself, where a reader can open them. Nothing is installed or downloaded, so it runs
-with the internet switched off; the same file opens in Colab. Pushing needs KAGGLE_USERNAME and the `kaggle` command; writing does not.
+with the internet switched off; the same file opens in Colab. Pushing needs KAGGLE_USERNAME and the `kaggle` command;
+writing does not.
 """
 
 import argparse
