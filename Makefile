@@ -28,7 +28,7 @@ test: $(READY)  ## run every test and every cell of every notebook, and compare 
 
 # The two halves take about equally long, so `make test` runs them side by side.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
-EXPORTS := tests/test_kaggle.py tests/test_pages.py
+EXPORTS := tests/notebooks/test_kaggle.py tests/notebooks/test_pages.py
 test-package: $(READY)
 	$(PYTEST) tests $(addprefix --ignore=,$(EXPORTS))
 test-notebooks: $(READY)
@@ -36,7 +36,7 @@ test-notebooks: $(READY)
 		notebooks $(EXPORTS)
 
 bench: $(READY)  ## time one step of each variant on this machine, beside torch.optim
-	$(PY) -m adamlib.instruments.benchmark $(BENCH_FLAGS)
+	$(PY) -m course.benchmark $(BENCH_FLAGS)
 
 book: $(READY)  ## execute the series and build a site that reads without network, in build/book
 	$(PY) notebooks/tools/book.py $(BOOK_FLAGS)
@@ -54,8 +54,8 @@ clean:  ## delete what the targets made, the environment too
 	rm -rf .venv build .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Made again when environment.yml is newer. The .pth file makes adamlib importable from this folder, as an editable
-# install would, without building anything.
+# Made again when environment.yml is newer. The .pth file makes adamlib and course importable from this folder, as an
+# editable install would, without building anything.
 $(READY): environment.yml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "This needs Python 3.10 or newer as $(PYTHON). Install one, or name it: make PYTHON=/path/to/python3.11 test"; \
@@ -68,5 +68,5 @@ $(READY): environment.yml
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r .venv/requirements.txt || { \
 		echo "pip could not install them (its reason is above). Is the network there? Then run the same command again."; \
 		exit 1; }
-	@echo "$(CURDIR)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/adam-notebooks.pth"
+	@printf "%s\n" "$(CURDIR)" "$(CURDIR)/notebooks" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/adam-notebooks.pth"
 	@touch $@

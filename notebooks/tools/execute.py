@@ -18,20 +18,17 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# What a kernel runs under, here and in the tests (notebooks/conftest.py). The last four lines choose one code path on
-# all x86 processors with AVX2: left alone, torch, MKL and NumPy pick their own by the processor, and the last bits
-# of a matrix product, and with them a pixel of a figure, follow the choice.
+# What a kernel runs under, here and in the tests (notebooks/conftest.py): a reader's environment, where torch, MKL and
+# NumPy pick their code paths by the processor. What is stored must hold on all of them.
 ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
-    "PYTHONHASHSEED": "0",
-    "SOURCE_DATE_EPOCH": "0",
-    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "notebooks")]),
+    "PYTHONHASHSEED": "0",  # sets of strings keep their order from run to run
+    "OMP_NUM_THREADS": "1",  # on shared cores two threads can be thirty times slower than one
     "CUDA_VISIBLE_DEVICES": "",  # stored outputs are those of a machine without a GPU
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "MKL_CBWR": "COMPATIBLE",
-    "OPENBLAS_CORETYPE": "Haswell",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
 }
+CHOOSES_A_PATH = (  # what a machine may set and a reader's does not
+    "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES",
+)  # fmt: skip
 CELL_METADATA = ("tags", "slideshow", "jupyter", "cellView", "_kg_hide-input", "_kg_hide-output")
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -71,9 +68,20 @@ def normalise(notebook):
         if cell.cell_type == "code":
             prompt += 1
             cell.execution_count = prompt
+            fold(cell)
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = prompt
+
+
+def fold(cell):
+    """Hide the source of a cell that draws, one click away, so that a reader meets the picture and not matplotlib.
+
+    JupyterLab reads jupyter.source_hidden, Colab cellView, Kaggle _kg_hide-input. A cell tagged "show-source" stays open.
+    """
+    draws = any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {}))
+    if draws and "show-source" not in cell.metadata.get("tags", []):
+        cell.metadata.update({"jupyter": {"source_hidden": True}, "cellView": "form", "_kg_hide-input": True})
 
 
 def main(arguments=None):

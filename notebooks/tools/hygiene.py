@@ -14,6 +14,7 @@ SERIES = (
     "00_start_here", "01_the_math", "02_the_step_bound", "03_single_tensor", "04_foreach", "05_fused_cuda",
     "06_capturable", "07_differentiable", "08_in_practice", "09_errata",
 )  # fmt: skip
+APPENDICES = ("A_bits", "B_proofs", "C_libraries", "D_inside_the_kernel", "E_many_machines")
 SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
 EXAMPLE = "notebooks/00_start_here.ipynb"
 WIDEST = 115  # characters in a line of code
@@ -93,6 +94,11 @@ def _to_come(folder):
     return [f"{name}.ipynb" for name in SERIES[max(written, default=-1) + 1 :]]
 
 
+def chapters(folder):
+    """The notebooks of the series in `folder`: the main line, then the appendices."""
+    return [path for name in SERIES + APPENDICES if (path := pathlib.Path(folder) / f"{name}.ipynb").is_file()]
+
+
 def _code(number, cell):
     if not cell.source.strip():
         yield f"cell {number}: an empty code cell; delete it"
@@ -119,7 +125,10 @@ def _code(number, cell):
                 yield f"cell {number}: a path of this machine in its output ({leak.group()}...)"
     for mime, alt in pictures(cell):
         if not str(alt).strip():
-            yield f"cell {number}: {mime} without alt text; show it with adamlib.teaching.figures.show"
+            yield f"cell {number}: {mime} without alt text; show it with course.figures.show"
+    hidden = cell.metadata.get("jupyter", {}).get("source_hidden") is True and cell.metadata.get("_kg_hide-input") is True
+    if any(True for _ in pictures(cell)) and "show-source" not in tags(cell) and not hidden:
+        yield f"cell {number}: a cell that draws must be folded; run notebooks/tools/execute.py"
     if "solution" in tags(cell):
         folded = (
             cell.metadata.get("jupyter", {}).get("source_hidden") is True

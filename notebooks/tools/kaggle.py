@@ -3,8 +3,8 @@
     python notebooks/tools/kaggle.py                 writes build/kaggle/<chapter>/<chapter>.ipynb and kernel-metadata.json
     python notebooks/tools/kaggle.py --push [01 02]  hands them to the Kaggle CLI (all, or those chapters)
 
-A written notebook begins with one folded cell that holds adamlib's sources as they are, the digits and the recorded
-benchmarks, and writes them beside itself, where a reader can open them. Nothing is installed or downloaded, so it runs
+A written notebook begins with one folded cell that holds the sources of adamlib and course as they are, the digits and
+the recorded benchmarks, and writes them beside itself, where a reader can open them. Nothing is installed or downloaded, so it runs
 with the internet switched off; the same file opens in Colab. Pushing needs KAGGLE_USERNAME and the `kaggle` command;
 writing does not.
 """
@@ -24,6 +24,7 @@ import nbformat
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "kaggle"
 USES_GPU = {"05_fused_cuda", "06_capturable"}  # the others have nothing to do on one
+CARRIED = ("adamlib", "notebooks/course", "notebooks/recorded")
 NOBODY = "your-kaggle-name"  # stands in the metadata until a name is known; Kaggle refuses it
 FOLDED = {"cellView": "form", "_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["adamlib"],
           "slideshow": {"slide_type": "skip"}}  # fmt: skip
@@ -44,13 +45,13 @@ sys.path.insert(0, str(home))
 
 
 def package_files():
-    """{path: text} of adamlib and of the recorded benchmarks, binary files in base85.
+    """{path: text} of adamlib, course and the recorded benchmarks, binary files in base85.
 
     Raises ValueError for a source that cannot be quoted.
     """
     files = {}
-    for path in sorted([*(ROOT / "adamlib").rglob("*"), *(ROOT / "notebooks" / "recorded").glob("*.json")]):
-        name = path.relative_to(ROOT).as_posix()
+    for path in sorted(path for folder in CARRIED for path in (ROOT / folder).rglob("*")):
+        name = path.relative_to(ROOT).as_posix().removeprefix("notebooks/")
         if path.suffix in (".py", ".md", ".json"):
             files[name] = path.read_text()
             if "'''" in files[name] or files[name].endswith("\\"):

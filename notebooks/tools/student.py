@@ -2,8 +2,8 @@
 
     python notebooks/tools/student.py
 
-The cells tagged "solution" and the speaker notes are left out; a lecturer keeps the originals. adamlib and the recorded
-benchmarks are copied beside the notebooks, so the folder is complete: zip it and hand it out.
+The cells tagged "solution" and the speaker notes are left out; a lecturer keeps the originals. adamlib, course and the
+recorded benchmarks are copied beside the notebooks, so the folder is complete: zip it and hand it out.
 """
 
 import argparse
@@ -45,8 +45,8 @@ def main(arguments=None):
         before = len(notebook.cells)
         nbformat.write(without_solutions(notebook), BUILD / path.name)
         print(f"{(BUILD / path.name).relative_to(ROOT)}  {before - len(notebook.cells)} of {before} cells left out")
-    for folder in ("adamlib", "notebooks/recorded"):  # chapters 05 and 08 read the latter
-        shutil.copytree(ROOT / folder, BUILD / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("adamlib", "notebooks/course", "notebooks/recorded"):  # chapters 05 and 08 read the last
+        shutil.copytree(ROOT / folder, BUILD / folder.rpartition("/")[2], ignore=shutil.ignore_patterns("__pycache__"))
 
 
 if __name__ == "__main__":

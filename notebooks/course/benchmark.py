@@ -1,0 +1,346 @@
+"""Times one step of every variant against ``torch.optim.Adam``'s same variant and against the memory's speed.
+
+    python -m course.benchmark --quick                             about a minute
+    python -m course.benchmark --output run.json --picture run.png  all of it
+    python -m course.benchmark --read run.json                     the table of an earlier run
+
+Each pair (adamlib, torch) on each parameter set runs in a process of its own: torch's for-loop and foreach
+take their temporaries from ``malloc``, whose speed depends on what the process has allocated before. Inside
+the pair :mod:`~course.stopwatch` interleaves the two. A third contender in the same rounds is
+the limit: a step reads p, g, m, v and writes p, m, v, 28 bytes per float32 parameter, and cannot be faster
+than memory moves them. Memory's speed is that of ``a += b`` on the CPU, over as many bytes as the step
+touches, and of ``copy_`` on CUDA. The rows called *noise* race torch against itself: a smaller difference
+than theirs is none.
+
+On CUDA a step is timed end to end as a training loop calls it (``eager``), and, where it can be captured,
+as a replayed graph, which leaves the host out: over one set of tensors again and again, which may stay in
+the L2 cache (``graph``), and over enough sets in rotation, at least 1 GiB of them, that it cannot (``cold
+graph``). No GPU was at hand when this part was written: it has not run yet.
+
+torch refuses ``capturable=True`` on the CPU. Here its list of devices is extended by "cpu" for the
+comparison; the arithmetic behind that check is torch's own.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+import time
+import unittest.mock
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import torch
+
+import adamlib
+from course.benchmark_report import hardware, picture, software, table
+from course.parameter_sets import SETS, Shapes, count_parameters
+from course.stopwatch import Contender, quartiles, race
+
+VARIANTS = {
+    "single": dict(foreach=False),
+    "foreach": dict(foreach=True),
+    "fused": dict(fused=True),
+    "capturable single": dict(foreach=False, capturable=True),
+    "capturable foreach": dict(foreach=True, capturable=True),
+    "differentiable": dict(foreach=False, differentiable=True),
+    "compiled": dict(foreach=False, compiled=True),  # torch.compile of the for-loop's step, lr a tensor
+    "triton": dict(fused="triton"),
+}
+NOISE = {"noise, single": "single", "noise, fused": "fused"}  # torch against torch
+DEFAULT_VARIANTS = [name for name in [*VARIANTS, *NOISE] if name != "compiled"]  # that one compiles for minutes
+DEFAULT_SETS = ["small_200x1k", "resnet18", "gpt2_small", "large_8x8m"]
+USUAL = dict(sets=DEFAULT_SETS, rounds=21, min_seconds=0.1)
+QUICK = dict(sets=["tiny_200x64"], rounds=5, min_seconds=0.01)
+BYTES = 28  # the least a step of Adam moves per float32 parameter
+
+
+class Settings(NamedTuple):
+    device: str
+    threads: int
+    rounds: int
+    min_seconds: float
+    seed: int
+
+
+def run(sets: list[str], variants: list[str], settings: Settings, progress) -> dict:
+    """Race every variant on every parameter set and return the report, made of JSON's own types.
+
+    Args:
+        sets: names from ``parameter_sets.SETS``.
+        variants: names from ``VARIANTS`` and ``NOISE``. "triton" is raced on CUDA only, "compiled" on a CPU only
+            where there is a C++ compiler.
+        progress: called after each pair with one line of text and the report so far.
+    """
+    modes = ["eager", "graph", "cold graph"]
+    pairs = [pair for pair in itertools.product(sets, variants, modes) if _makes_sense(*pair[1:], settings)]
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler tells of its start and stop otherwise
+    report = {
+        "schema": 1,
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(settings.device),
+        "software": software(),
+        "settings": settings._asdict(),
+        "rows": [],
+        "failed": [],
+    }
+    for number, pair in enumerate(pairs, 1):
+        started, name = time.perf_counter(), " · ".join(pair)
+        try:
+            # a new pool is a new process, started from nothing: no heap or warm cache is inherited
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                row = pool.submit(measure_pair, *pair, settings).result()
+        except Exception as error:  # one pair out of memory must not cost the others
+            where = dict(zip(("set", "variant", "mode"), pair))
+            report["failed"].append(where | {"error": repr(error)})
+            outcome = f"failed: {error}"
+        else:
+            report["rows"].append(row)
+            outcome = "torch / ours = {1:.2f} [{0:.2f}, {2:.2f}]".format(*row["ratio"])
+        took = time.perf_counter() - started
+        progress(f"[{number:2}/{len(pairs)}] {name}: {outcome}  ({took:.0f} s)", report)
+    return report
+
+
+def _makes_sense(variant: str, mode: str, settings: Settings) -> bool:
+    if settings.device != "cuda":
+        compiler = shutil.which(os.environ.get("CXX", "g++"))  # that torch.compile would call
+        return mode == "eager" and variant != "triton" and (variant != "compiled" or compiler is not None)
+    captures = VARIANTS[NOISE.get(variant, variant)].keys() & {"capturable", "fused"}
+    return mode == "eager" or bool(captures)
+
+
+def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> dict:
+    """Race torch, adamlib and the bandwidth limit in this process; return one row of the report.
+
+    The row's times are in seconds per step and its three numbers are first quartile, median, third quartile.
+    ``ratio`` is torch's time over adamlib's, formed round by round.
+    """
+    torch.set_num_threads(settings.threads)
+    shapes, cuda = SETS[set_name](), settings.device == "cuda"
+    options = dict(VARIANTS[NOISE.get(variant, variant)])
+    if mode != "eager" and "fused" in options:
+        options["capturable"] = True
+    theirs = options | ({"fused": True} if "fused" in options else {})
+    ours = theirs if variant in NOISE else options
+    copies = 1 if mode != "cold graph" else -(-(2**30) // (16 * count_parameters(shapes)))
+    torch_adam = importlib.import_module("torch.optim.adam")  # the name torch.optim.adam is taken away
+    cpu_is_capturable = unittest.mock.patch.object(
+        torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"]
+    )
+    with cpu_is_capturable if options.get("capturable") and not cuda else contextlib.nullcontext():
+        torchs = [optimizer(torch.optim.Adam, shapes, theirs, settings) for _ in range(copies)]
+        library = torch.optim.Adam if variant in NOISE else adamlib.Adam
+        own = [optimizer(library, shapes, ours, settings) for _ in range(copies)]
+        contenders = {"torch": contender(torchs, mode), "ours": contender(own, mode)}
+        temporary = {name: peak_temporary_bytes(c, cuda) for name, c in contenders.items()}
+        bits = same_bits(torchs[0], own[0])
+        contenders["limit"], limit_bytes = stream(count_parameters(shapes), settings.device)
+        result = race(contenders, settings.rounds, settings.min_seconds, cuda, settings.seed)
+    seconds = result.seconds
+    bandwidth = limit_bytes / quartiles(seconds["limit"])[1]
+    return {
+        "set": set_name,
+        "tensors": len(shapes),
+        "parameters": count_parameters(shapes),
+        "variant": variant,
+        "mode": mode,
+        "torch_seconds": quartiles(seconds["torch"]),
+        "our_seconds": quartiles(seconds["ours"]),
+        "ratio": quartiles([a / b for a, b in zip(seconds["torch"], seconds["ours"])]),
+        "limit_seconds": BYTES * count_parameters(shapes) / bandwidth,
+        "limit_bytes_per_second": bandwidth,
+        "torch_temporary_bytes": temporary["torch"],
+        "our_temporary_bytes": temporary["ours"],
+        "same_bits": bits,
+        "rounds": settings.rounds,
+        "rounds_thrown_away": result.thrown_away,
+        "disturbed": result.disturbed,
+    }
+
+
+def optimizer(library, shapes: Shapes, options: dict, settings: Settings) -> torch.optim.Optimizer:
+    """An optimizer over tensors of these shapes, with gradients, the same numbers every time."""
+    noise = torch.randn(2**20, generator=torch.Generator().manual_seed(settings.seed)).to(settings.device)
+
+    def draw(shape):
+        tensor = torch.empty(shape, device=settings.device)
+        for piece in tensor.view(-1).split(len(noise)):  # no large temporary: it would tune malloc
+            piece.copy_(noise[: len(piece)])
+        return tensor
+
+    options = dict(options)
+    compiled, differentiable = options.pop("compiled", False), options.get("differentiable", False)
+    params = [draw(shape).requires_grad_(not differentiable) for shape in shapes]
+    for p in params:
+        p.grad = draw(p.shape).requires_grad_(differentiable)
+    if not compiled:
+        return library(params, **options)
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it reports a profiler's range otherwise
+    result = library(params, lr=torch.tensor(1e-3, device=settings.device), **options)
+    result.step = torch.compile(result.step)
+    return result
+
+
+def contender(optimizers: list[torch.optim.Optimizer], mode: str) -> Contender:
+    """One step with each of the optimizers, called three times so that state, caches and graph are there."""
+
+    def step():
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def rewind():  # forget the graph, so that every step starts from leaves
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    for tensor in (p, *optimizer.state[p].values()):
+                        if tensor.grad_fn is not None:
+                            tensor.detach_()
+
+    differentiable = optimizers[0].defaults["differentiable"]
+    result = Contender(step, len(optimizers), rewind if differentiable else None)
+    if mode == "eager":
+        for _ in range(3):
+            step()
+            rewind()
+        return result
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph, repeats = torch.cuda.CUDAGraph(), -(-10 // len(optimizers))
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            step()
+    return Contender(graph.replay, len(optimizers) * repeats)
+
+
+def stream(parameters: int, device: str) -> tuple[Contender, int]:
+    """The bandwidth limit as a contender, and the bytes one call of it moves."""
+    if device == "cuda":
+        source, target = torch.randn(2**28, device=device), torch.randn(2**28, device=device)
+        return Contender(lambda: target.copy_(source)), 8 * source.numel()
+    n = min(2 * parameters, 2**26)  # p, g, m, v fill as much as these two; beyond 512 MiB no cache matters
+    a, b = torch.randn(n), torch.randn(n) * 1e-6
+    return Contender(lambda: a.add_(b)), 12 * n
+
+
+def peak_temporary_bytes(contender: Contender, cuda: bool) -> int:
+    """The most memory that one call holds beyond what it found, as the allocator reports it."""
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contender.call()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
+            contender.call()
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        held = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+    if contender.rewind is not None:
+        contender.rewind()
+    return peak
+
+
+def same_bits(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> bool:
+    """Whether parameters and moments of the two agree bit for bit."""
+    params = zip(one.param_groups[0]["params"], other.param_groups[0]["params"])
+    return all(
+        torch.equal(p, q)
+        and torch.equal(one.state[p]["exp_avg"], other.state[q]["exp_avg"])
+        and torch.equal(one.state[p]["exp_avg_sq"], other.state[q]["exp_avg_sq"])
+        for p, q in params
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns 0, or 1 if a pair failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m course.benchmark", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--quick", action="store_true",
+        help="a small set and few short rounds, where you name none yourself: does it run, not how fast")  # fmt: skip
+    add("--sets", nargs="+", choices=SETS, metavar="SET",
+        help=f"of {', '.join(SETS)} (default: {' '.join(DEFAULT_SETS)})")  # fmt: skip
+    add("--variants", nargs="+", choices=[*VARIANTS, *NOISE], metavar="VARIANT",
+        help="of " + ", ".join(f'"{name}"' for name in [*VARIANTS, *NOISE]) + ' (default: all but "compiled")')  # fmt: skip
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
+    add("--rounds", type=int,
+        help=f"quiet rounds to keep of each pair (default: {USUAL['rounds']}, quick {QUICK['rounds']})")
+    add("--min-seconds", type=float, help="time each contender this long a round "
+        f"(default: {USUAL['min_seconds']}, quick {QUICK['min_seconds']})")  # fmt: skip
+    add("--seed", type=int, default=0, help="of the tensors and of the order in a round (default: 0)")
+    add("--output", type=pathlib.Path, help="write the report as JSON, for example to notebooks/recorded/")
+    add("--picture", type=pathlib.Path, help="draw the report as PNG")
+    add("--read", type=pathlib.Path, help="measure nothing, show this report")
+    options = parser.parse_args(arguments)
+    for file in (options.output, options.picture):
+        if file is not None and not file.parent.is_dir():  # now, and not after half an hour of measuring
+            parser.error(f"there is no folder {file.parent}: create it or name another file")
+        if file is not None and file.is_dir():
+            parser.error(f"{file} is a folder: name a file in it")
+    if options.picture is not None and options.picture.suffix != ".png":
+        parser.error(f"{options.picture} does not end in .png, which is what --picture draws")
+    if options.read is not None:
+        if options.output is not None:
+            parser.error("--read measures nothing that --output could write: leave one of them out")
+        return show(_report_in(options.read, parser), options.picture)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here: use --device cpu")
+    for name, value in (QUICK if options.quick else USUAL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.rounds < 1 or not 1 <= options.threads <= (os.cpu_count() or 1) or options.min_seconds < 0:
+        parser.error(f"--rounds needs at least 1, --threads 1 to {os.cpu_count()} here, --min-seconds at least 0")
+    settings = Settings(*(getattr(options, field) for field in Settings._fields))
+    for variant in options.variants or ():
+        if not _makes_sense(variant, "eager", settings):
+            parser.error(f'"{variant}" cannot be timed here: "triton" needs --device cuda, "compiled" a C++ compiler')
+
+    def save(line: str, report: dict) -> None:  # after each pair: a run that is cut short keeps what it has
+        print(line, file=sys.stderr, flush=True)
+        if options.output is not None:
+            options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    return show(run(options.sets, options.variants or DEFAULT_VARIANTS, settings, save), options.picture)
+
+
+def show(report: dict, png: pathlib.Path | None) -> int:
+    """Print the report, draw it if a file is named; returns 1 if a pair of it failed, else 0."""
+    print(table(report))
+    if png is not None:
+        picture(report).savefig(png)
+    return 1 if report["failed"] else 0
+
+
+def _report_in(file: pathlib.Path, parser: argparse.ArgumentParser) -> dict:
+    if not file.is_file():
+        parser.error(f"there is no report {file}: run without --read and with --output to make one")
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text
+        report = None
+    if not isinstance(report, dict) or report.get("schema") != 1:
+        parser.error(f"{file} is no report of this benchmark: run without --read and with --output to make one")
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The exported notebooks: self-contained, and each runs alone in an empty folder without network."""
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import kaggle  # noqa: E402
+import student  # noqa: E402
+
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folders = kaggle.build(out=tmp_path_factory.mktemp("kaggle"), user="somebody")
+    return {folder.name: folder for folder in folders}
+
+
+def alone(folder, writable=True):
+    """The words that start a command without network, that may write to `folder` but not to the folder above it
+    (with writable=False to neither), where this machine allows such namespaces."""
+    inside = [sys.executable, "-c", NAMESPACE, str(folder), "rw" if writable else "ro"]
+    start = ["unshare", "--map-root-user", "--net", "--mount", *inside]
+    allowed = shutil.which("unshare") and subprocess.run([*start, "true"], capture_output=True).returncode == 0
+    return start if allowed else []
+
+
+# A new network namespace lacks even the loopback, which every machine has and processes need to talk to each other.
+NAMESPACE = """
+import fcntl, os, pathlib, socket, struct, subprocess, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    fcntl.ioctl(s, 0x8914, struct.pack("16sh22x", b"lo", 0x41))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
+folder, mode, *command = sys.argv[1:]
+above = str(pathlib.Path(folder).parent)
+for path in (above, folder):  # mounts of their own, so that one can be read-only and the other not
+    subprocess.run(["mount", "--bind", path, path], check=True)
+for path in [above] + [folder] * (mode == "ro"):
+    subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+os.chdir(folder)
+os.execvp(command[0], command)
+"""
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_runs_alone_in_an_empty_folder_without_network(built, chapter, tmp_path, monkeypatch):
+    tmp_path = tmp_path / "empty"  # the folder above it is read-only
+    tmp_path.mkdir()
+    notebook = nbformat.read(built[chapter] / f"{chapter}.ipynb", as_version=4)
+    source = "import adamlib, pathlib\nassert pathlib.Path(adamlib.__file__).parents[2] == pathlib.Path.cwd()"
+    notebook.cells.append(nbformat.v4.new_code_cell(source))  # not the package of this repository
+    nbformat.write(notebook, tmp_path / f"{chapter}.ipynb")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    run = subprocess.run(
+        [*alone(tmp_path), sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output", "done",
+         "--KernelManager.transport=ipc", "--ExecutePreprocessor.timeout=600", f"{chapter}.ipynb"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    done = nbformat.read(tmp_path / "done.ipynb", as_version=4)
+    warned = [out.text for cell in done.cells for out in cell.get("outputs", []) if out.get("name") == "stderr"]
+    assert not warned
+
+
+def test_unpacks_elsewhere_where_its_own_folder_is_read_only(built, tmp_path, monkeypatch):
+    inside = alone(tmp_path, writable=False)
+    if not inside:
+        pytest.skip("needs mount namespaces: a user who may make them, on Linux")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    cell = nbformat.read(built["00_start_here"] / "00_start_here.ipynb", as_version=4).cells[0]
+    source = cell.source + "\nimport adamlib\nprint(pathlib.Path(adamlib.__file__).parents[2] == home != pathlib.Path.cwd())"
+    run = subprocess.run([*inside, sys.executable, "-c", "import sys; exec(sys.stdin.read())"], input=source, cwd=tmp_path,
+                         capture_output=True, text=True)  # fmt: skip
+    assert (run.stdout, run.stderr) == ("True\n", "")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_metadata_is_what_the_kaggle_cli_reads(built, chapter):
+    metadata = json.loads((built[chapter] / "kernel-metadata.json").read_text())
+    assert metadata["id"] == "somebody/" + metadata["title"].lower().replace(" ", "-")
+    assert (built[chapter] / metadata["code_file"]).is_file()
+    assert metadata["enable_internet"] is False
+    assert metadata["enable_gpu"] is (chapter in kaggle.USES_GPU)
+    assert (metadata["kernel_type"], metadata["language"]) == ("notebook", "python")
+
+
+def test_carried_sources_are_the_package_and_readable(built):
+    cell = nbformat.read(built["00_start_here"] / "00_start_here.ipynb", as_version=4).cells[0]
+    assert cell.metadata["cellView"] == "form" and cell.metadata["_kg_hide-input"]
+    names: dict = {}
+    exec(cell.source.rpartition("\nimport base64, pathlib")[0], names)
+    for above, folder in ((ROOT, "adamlib"), (ROOT / "notebooks", "course"), (ROOT / "notebooks", "recorded")):
+        for path in [*(above / folder).rglob("*.py"), *(above / folder).glob("*.json")]:
+            assert names["FILES"][path.relative_to(above).as_posix()] == path.read_text()
+            assert path.read_text().strip() in cell.source  # as it is, not escaped
+
+
+def test_no_link_leads_out_of_the_file(built):
+    for chapter, folder in built.items():
+        for cell in nbformat.read(folder / f"{chapter}.ipynb", as_version=4).cells:
+            assert cell.cell_type != "markdown" or not re.search(r"\]\((?!https?:)[^)]*\.ipynb", cell.source)
+
+
+def test_pushing_needs_a_name_and_building_does_not(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
+    with pytest.raises(SystemExit, match="KAGGLE_USERNAME=your-name"):
+        kaggle.main(["--push"])
+    for wrong, said in ((["--publish"], "--publish"), (["--push", "01", "17"], "there is no chapter 17: name some of 00")):
+        with pytest.raises(SystemExit):
+            kaggle.main(wrong)
+        assert said in capsys.readouterr().err
+    folders = kaggle.build(out=tmp_path)
+    assert kaggle.NOBODY in (folders[0] / "kernel-metadata.json").read_text()
+
+
+def test_a_source_that_cannot_be_quoted_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "adamlib").mkdir()
+    (tmp_path / "adamlib" / "bad.py").write_text("x = '''text'''\n")
+    monkeypatch.setattr(kaggle, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="adamlib/bad.py"):
+        kaggle.package_files()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_student_version_has_no_solution_and_every_exercise(chapter):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4)
+    solutions = [cell.source for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
+    stubs = [cell.source for cell in notebook.cells if "raise NotImplementedError" in cell.source]
+    handed_out = "\n".join(cell.source for cell in student.without_solutions(notebook).cells)
+    assert solutions
+    assert not any(solution in handed_out for solution in solutions)
+    assert all(stub in handed_out for stub in stubs)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+def test_student_folder_is_complete(monkeypatch, tmp_path):
+    monkeypatch.setattr(student, "ROOT", tmp_path)
+    monkeypatch.setattr(student, "BUILD", tmp_path / "build" / "student")
+    for name in ("adamlib", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    student.main([])
+    for path in student.BUILD.glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            links = re.findall(r"\]\(([^)\s#:]+)\)", cell.source) if cell.cell_type == "markdown" else []
+            for target in links:
+                assert (student.BUILD / target).exists(), f"{path.name} points to {target}, which is not handed out"
+    recorded = [path.name for path in (ROOT / "notebooks" / "recorded").iterdir()]
+    assert sorted(recorded) == sorted(path.name for path in (student.BUILD / "recorded").iterdir())
+    assert (student.BUILD / "course" / "digits.npz").is_file()
+
+
+def test_student_takes_no_arguments(capsys):
+    with pytest.raises(SystemExit):
+        student.main(["chapter"])
+    assert "unrecognized arguments: chapter" in capsys.readouterr().err

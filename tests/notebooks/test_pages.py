@@ -1,0 +1,123 @@
+"""The slides and the site: complete, with local files only, and with every figure described."""
+import pathlib
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+pytest.importorskip("sphinx_revealjs", reason="make slides and make book need the packages of environment.yml")
+pytest.importorskip("myst_nb", reason="make slides and make book need the packages of environment.yml")
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import book  # noqa: E402
+import slides  # noqa: E402
+
+CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+class Page(HTMLParser):
+    """What a browser would load with a page, and its pictures without a description."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.loaded, self.undescribed = [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "link" and attributes.get("rel") in ("stylesheet", "preload", "icon"):
+            self.loaded.append(attributes["href"])
+        if tag in ("script", "img", "iframe") and "src" in attributes:
+            self.loaded.append(attributes["src"])
+        if tag == "img" and not attributes.get("alt"):
+            self.undescribed.append(attributes.get("src", "")[:60])
+
+
+def check(path):
+    page = Page(path)
+    for address in page.loaded:
+        address = address.partition("?")[0]
+        assert address.startswith("data:") or (path.parent / address).is_file(), f"{path.name} loads {address[:80]}"
+    assert not page.undescribed
+
+
+@pytest.fixture(scope="module")
+def decks(tmp_path_factory):
+    out = tmp_path_factory.mktemp("slides")
+    slides.build(out)
+    return out
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_deck_has_the_chapters_slides_and_loads_local_files_only(decks, chapter):
+    deck = decks / f"{chapter.stem}.html"
+    check(deck)
+    html = deck.read_text()
+    cells = nbformat.read(chapter, as_version=4).cells
+    kinds = [cell.metadata["slideshow"]["slide_type"] for cell in cells]
+    assert html.count('<aside class="notes">') == kinds.count("notes")
+    assert len(re.findall(r"<section", html)) >= kinds.count("slide") + kinds.count("subslide")
+    assert "#@title Solution" not in html
+
+
+def test_long_text_is_cut_between_its_paragraphs_and_nothing_is_lost():
+    paragraphs = [f"Paragraph {i}. " + "word " * 80 for i in range(12)]
+    source = "\n\n".join(["## Heading", *paragraphs, "$$\na\n\nb\n$$", "```\ncode\n\ncode\n```"])
+    slide = {"slideshow": {"slide_type": "slide"}}
+    pages = slides.paginate(new_notebook(cells=[new_markdown_cell(source, metadata=slide)])).cells
+    assert len(pages) > 3
+    assert "\n\n".join(page.source for page in pages) == source
+    assert all(slides.height(page) <= slides.PAGE for page in pages)
+    assert all(page.metadata["slideshow"]["slide_type"] == "subslide" for page in pages[1:])
+
+
+def test_a_long_print_is_cut_between_its_lines_and_nothing_is_lost():
+    text = "".join(f"line {i}\n" for i in range(90))
+    cell = new_code_cell("print(listing)", outputs=[new_output("stream", name="stdout", text=text)])
+    cell.metadata = nbformat.from_dict({"slideshow": {"slide_type": "slide"}})
+    pages = slides.paginate(new_notebook(cells=[cell])).cells
+    assert "".join(page.outputs[0].text for page in pages) == text
+    assert all(slides.height(page) <= slides.PAGE for page in pages)
+    assert ["hide-code" in page.metadata.get("tags", []) for page in pages] == [False] + [True] * (len(pages) - 1)
+
+
+def test_cells_to_skip_make_no_page_and_full_pages_are_turned():
+    def cell(kind, text):
+        return new_markdown_cell(text, metadata={"slideshow": {"slide_type": kind}})
+
+    ten_lines = "\n\n".join(["word " * 15] * 6)
+    pages = slides.paginate(new_notebook(cells=[
+        cell("slide", ten_lines), cell("skip", "not shown"), cell("-", ten_lines), cell("fragment", "short"),
+    ])).cells  # fmt: skip
+    assert [page.metadata["slideshow"]["slide_type"] for page in pages] == ["slide", "subslide", "fragment"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("book")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(book, "SOURCE", folder / "source")
+        patch.setattr(book, "SITE", folder / "site")
+        book.build(executing=False)
+    shutil.rmtree(folder / "source")
+    return folder / "site"
+
+
+def test_the_site_has_every_chapter_and_loads_local_files_only(site):
+    index = (site / "index.html").read_text()
+    for chapter in CHAPTERS:
+        assert f'href="{chapter.stem}.html"' in index
+        check(site / f"{chapter.stem}.html")
+    check(site / "index.html")
+    assert (site / "_static" / "mathjax" / "tex-chtml.js").is_file()
+
+
+def test_solutions_of_the_site_are_folded(site):
+    for chapter in CHAPTERS:
+        solutions = sum("solution" in c.metadata.get("tags", []) for c in nbformat.read(chapter, as_version=4).cells)
+        assert (site / f"{chapter.stem}.html").read_text().count("Show the solution") == solutions > 0
