@@ -4,8 +4,8 @@
     python notebooks/tools/book.py --as-stored  takes the stored outputs as they are
 
 Sphinx does the work, with MyST-NB (notebooks), sphinx-book-theme (pages, light and dark, narrow screens) and a MathJax
-that is copied into the site. What is ours is the preparation: solutions become cells that open on a click, speaker notes
-are left out, each figure gets its alt text, and an index shows a picture and the aims of every chapter.
+that is copied into the site. What is ours is the preparation: solutions and the sources of figures become cells that
+open on a click, each figure gets its alt text, and an index shows a picture and the aims of every chapter.
 """
 
 import argparse
@@ -51,7 +51,6 @@ code.literal, code.literal .pre { white-space: normal; overflow-wrap: anywhere; 
 
 def prepare(notebook):
     """The notebook as MyST-NB wants it. Returns it."""
-    notebook.cells = [c for c in notebook.cells if c.metadata.get("slideshow", {}).get("slide_type") != "notes"]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             if "solution" in tags(cell):

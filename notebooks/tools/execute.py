@@ -29,7 +29,8 @@ ENVIRONMENT = {
 CHOOSES_A_PATH = (  # what a machine may set and a reader's does not
     "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES",
 )  # fmt: skip
-CELL_METADATA = ("tags", "slideshow", "jupyter", "cellView", "_kg_hide-input", "_kg_hide-output")
+# "speaker" is a remark to the lecturer, which decks alone show.
+CELL_METADATA = ("tags", "slideshow", "speaker", "jupyter", "cellView", "_kg_hide-input", "_kg_hide-output")
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},

@@ -15,7 +15,7 @@ SERIES = (
     "06_capturable", "07_differentiable", "08_in_practice", "09_errata",
 )  # fmt: skip
 APPENDICES = ("A_bits", "B_proofs", "C_libraries", "D_inside_the_kernel", "E_many_machines")
-SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
+SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "-"}
 EXAMPLE = "notebooks/00_start_here.ipynb"
 WIDEST = 115  # characters in a line of code
 NOT_COMPARED = {"nbval-skip", "nbval-ignore-output"}

@@ -123,14 +123,11 @@ def paginate(notebook):
     cells, used = [], 0.0
     for cell in notebook.cells:
         kind = cell.metadata.get("slideshow", {}).get("slide_type", "-")
-        if kind == "skip":
-            continue
-        if kind == "notes":
-            cells.append(cell)
+        if kind == "skip" and "speaker" not in cell.metadata:
             continue
         if drawn(cell):
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-code"]
-        for piece in _pieces(cell):
+        for piece in _pieces(cell) if kind != "skip" else ():
             kind = piece.metadata.get("slideshow", {}).get("slide_type", "-")
             tall = height(piece)
             if kind in ("slide", "subslide"):
@@ -140,6 +137,8 @@ def paginate(notebook):
                 used = 0.0
             used += tall
             cells.append(piece)
+        if remark := cell.metadata.get("speaker"):
+            cells.append(nbformat.v4.new_markdown_cell(remark, metadata={"slideshow": {"slide_type": "notes"}}))
     notebook.cells = cells
     return notebook
 

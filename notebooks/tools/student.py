@@ -21,11 +21,10 @@ BUILD = ROOT / "build" / "student"
 def without_solutions(notebook):
     """The notebook less its solutions, its speaker notes, all outputs and the link to the lecturer's guide."""
     notebook.cells = [
-        cell for cell in notebook.cells
-        if "solution" not in cell.metadata.get("tags", [])
-        and cell.metadata.get("slideshow", {}).get("slide_type") != "notes"
+        cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])
     ]  # fmt: skip
     for cell in notebook.cells:
+        cell.metadata.pop("speaker", None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         elif cell.cell_type == "markdown":

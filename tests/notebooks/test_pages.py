@@ -60,7 +60,7 @@ def test_a_deck_has_the_chapters_slides_and_loads_local_files_only(decks, chapte
     html = deck.read_text()
     cells = nbformat.read(chapter, as_version=4).cells
     kinds = [cell.metadata["slideshow"]["slide_type"] for cell in cells]
-    assert html.count('<aside class="notes">') == kinds.count("notes")
+    assert html.count('<aside class="notes">') == sum("speaker" in cell.metadata for cell in cells)
     assert len(re.findall(r"<section", html)) >= kinds.count("slide") + kinds.count("subslide")
     assert "#@title Solution" not in html
 
