@@ -159,7 +159,7 @@ def test_pushing_needs_a_name_and_building_does_not(monkeypatch, tmp_path, capsy
 def test_a_push_that_kaggle_refuses_is_noticed(monkeypatch, tmp_path, capsys):
     """The CLI prints the refusal and exits with 0."""
     command = tmp_path / "kaggle"
-    command.write_text('#!/bin/sh\ncase "$4" in *02*, encoding="utf-8") echo "Kernel push error: Maximum batch GPU session count";; '
+    command.write_text('#!/bin/sh\ncase "$4" in *02*) echo "Kernel push error: Maximum batch GPU session count";; '
                        '*) echo "Kernel version 1 successfully pushed.";; esac\n', encoding="utf-8")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
