@@ -16,7 +16,7 @@ from unittest import mock
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from series import EXAMPLE, ROOT, chapter_path
+from series import EXAMPLE, ROOT, TOOLS, chapter_path
 
 # What a kernel runs under, here and in the tests (notebooks/conftest.py): a reader's environment, where torch, MKL and
 # NumPy pick their code paths by the processor. What is stored must hold on all of them.
@@ -49,6 +49,7 @@ def environment(path="as-it-is"):
     ours = {name: value for name, value in os.environ.items() if name not in CHOOSE_A_PATH}
     return ours | ENVIRONMENT | PATHS[path]
 # "speaker" is a remark to the lecturer, which decks alone show.
+SETUP_CELL = TOOLS / "setup_cell.py"
 CELL_METADATA = ("tags", "slideshow", "speaker", "jupyter", "cellView", "_kg_hide-input", "_kg_hide-output")
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -59,6 +60,9 @@ METADATA = {
 def execute(path):
     """Run all cells of the notebook at ``path`` in a new kernel and write it back. Raises CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if "setup" in cell.metadata.get("tags", []):  # the same in all notebooks
+            cell.source = SETUP_CELL.read_text(encoding="utf-8").strip()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
 
     def progress(cell, cell_index):

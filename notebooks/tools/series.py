@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-NOTEBOOKS, BUILD = ROOT / "notebooks", ROOT / "build"
+NOTEBOOKS, TOOLS, BUILD = ROOT / "notebooks", ROOT / "notebooks" / "tools", ROOT / "build"
 MAIN_LINE = ("00_start_here", "01_the_math", "02_the_step_bound", "03_single_tensor", "04_foreach", "05_fused_cuda",
              "06_capturable", "07_differentiable", "08_in_practice", "09_errata")  # fmt: skip
 APPENDICES = ("A_bits", "B_proofs", "C_libraries", "D_inside_the_kernel", "E_many_machines")

@@ -1,6 +1,8 @@
 """The notebooks are clean, and what hygiene.py is to find it finds."""
 
+import os
 import pathlib
+import subprocess
 import sys
 
 import nbformat
@@ -13,6 +15,7 @@ sys.path.insert(0, str(ROOT / "notebooks/tools"))
 from hygiene import code_cells, problems, tags  # noqa: E402
 from series import chapters  # noqa: E402
 
+SETUP = ROOT / "notebooks/tools/setup_cell.py"
 NOTEBOOKS = chapters(ROOT / "notebooks")
 
 
@@ -25,7 +28,29 @@ def test_notebook_is_clean(path):
 def test_all_chapters_begin_with_the_same_setup_cell():
     first = {path.name: code_cells(nbformat.read(path, as_version=4))[0] for path in NOTEBOOKS}
     assert all("setup" in tags(cell) for cell in first.values())
-    assert len({cell.source for cell in first.values()}) <= 1
+    assert {cell.source for cell in first.values()} == {SETUP.read_text(encoding="utf-8").strip()}
+
+
+def set_up(folder, *before):
+    """What the setup cell says in `folder`, after the code `before`."""
+    code = "\n".join([*before, "exec(open(" + repr(str(SETUP)) + ", encoding='utf-8').read())", "print(course.__file__)"])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "notebooks/tools"])
+def test_the_setup_cell_finds_adamlib_and_course(folder):
+    done = set_up(ROOT / folder)
+    assert done.stdout == f"{ROOT / 'notebooks' / 'course' / '__init__.py'}\n", done.stderr
+
+
+def test_the_setup_cell_says_what_is_wrong(tmp_path):
+    assert "This chapter needs the packages adamlib and course." in set_up(tmp_path).stderr
+    (tmp_path / "adamlib").mkdir()
+    (tmp_path / "adamlib" / "__init__.py").write_text("", encoding="utf-8")  # PyPI's, say
+    for before in ((), ("import adamlib",)):
+        assert "Another package named adamlib is in front" in set_up(tmp_path, *before).stderr
 
 
 def test_links_may_point_ahead_but_not_into_a_gap(tmp_path):
