@@ -191,7 +191,7 @@ def _room(starts, weights, dtype):
     unit = np.finfo(dtype).eps
     with np.errstate(all="ignore"):
         way = np.abs(np.diff(weights, axis=0, prepend=starts[None])).sum(axis=0)
-        room = 64 * unit * np.abs(starts) + (1e4 if unit > 1e-10 else 1e3) * unit * way
+        room = 64 * unit * np.abs(starts) + 2e3 * unit * way
     return np.where(np.isfinite(room), room, 0.0)
 
 
