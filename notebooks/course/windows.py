@@ -366,18 +366,21 @@ def alt(now, seen):
 # ------------------------------------------------------------------------------------------------------- the living one
 
 
-def page(now, fig, description):
+def page(now, fig, description, alone=False):
     """The HTML of the figure: a small still, and the script that puts the living figure in its place.
+
+    alone: it has the page to itself, and takes keys wherever the focus is.
 
     It holds settings and no computed number, so that it is the same on every processor but for the still.
     """
+    settings = now._asdict() | ({"page": True} if alone else {})
     png, small = io.BytesIO(), io.BytesIO()
     fig.savefig(png, dpi=72, bbox_inches="tight", pad_inches=0.1)
     still = Image.open(png).convert("RGB").quantize(16, dither=Image.Dither.NONE)
     still.save(small, "WEBP", lossless=True, quality=75, method=4)  # a third smaller than PNG
     source = "data:image/webp;base64," + base64.b64encode(small.getvalue()).decode()
     filled = {
-        "STATE": html.escape(json.dumps(now._asdict(), separators=(",", ":")), quote=False).replace("'", "&#39;"),
+        "STATE": html.escape(json.dumps(settings, separators=(",", ":")), quote=False).replace("'", "&#39;"),
         "STILL": f'<img alt="{html.escape(description)}" style="max-width:100%" src="{source}">',
         "PRESETS = {}": f"PRESETS = {json.dumps(PRESETS)}",
         "DIGITS = []": f"DIGITS = {json.dumps(DIGITS, separators=(',', ':'))}",
