@@ -42,12 +42,12 @@ def run_script(tmp_path_factory):
     (folder / "figure.js").write_text(script(windows.page(now, windows.still(now, windows.see(now)), "a")), encoding="utf-8")
     (folder / "run.js").write_text(
         """
-        const {see, sentence, title} = require("./figure.js"), fs = require("fs");
+        const {see, sentence, label, title} = require("./figure.js"), fs = require("fs");
         const exact = (_, x) => typeof x === "number" && !Number.isFinite(x) ? String(x) : ArrayBuffer.isView(x) ? [...x] : x;
         for (const line of fs.readFileSync(0, "utf8").trim().split("\\n")) {
             const s = JSON.parse(line, (key, x) => x === null && /beta|eps|dial/.test(key) ? NaN : x); // an emptied field
             let out;
-            try { const seen = see(s); out = {...seen, sentence: sentence(s, seen), title: title(s, seen)}; }
+            try { const seen = see(s); out = {...seen, sentence: sentence(s, seen), title: title(s, seen), labels: [0, 1].map((i) => label(s, seen, i))}; }
             catch (problem) { if (typeof problem !== "string") throw problem; out = {refused: problem}; }
             console.log(JSON.stringify(out, exact));
         }""",
@@ -107,6 +107,7 @@ def test_the_script_computes_what_the_theory_says(run_script):
             np.testing.assert_allclose(np.array(bins).T, seen.windows[name], rtol=1e-9, atol=1e-13, err_msg=told)
         assert js["sentence"] == windows.sentence(now, seen), told
         assert js["title"] == windows.title(now, seen), told
+        assert js["labels"] == [windows.label(now, seen, name) for name in "mv"], told
         assert not re.search("nan|inf|undefined", js["sentence"], re.IGNORECASE), told
     assert len(both) > 180 and len(refused) < 20
     for now in refused:  # extremal gradients may grow beyond the range of numbers; the weight of the digits sleeps at first
