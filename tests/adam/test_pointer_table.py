@@ -134,7 +134,8 @@ def misfits():
 
     three, other = [torch.ones(3)], torch.ones(3)
     double, half, meta = [torch.ones(3).double()], [torch.ones(3).half()], torch.ones(3, device="meta")
-    count = torch.zeros(())
+    count, freed = torch.zeros(()), torch.ones(3)
+    freed.untyped_storage().resize_(0)  # as FSDP frees the gathered parameters
     named = group([torch.ones(4).expand(3, 4)], name=["parameter 7 of group 2"].__getitem__)
     return {
         "gaps": ([group([torch.ones(3), torch.ones(6, 4)[:, ::2]])], "parameter 1.*contiguous"),
@@ -160,7 +161,7 @@ def misfits():
         "integer count": (one(state_steps=[torch.tensor(1)]), "its count is torch.int64.*float32"),
         "count of two": (one(state_steps=[torch.zeros(2)]), r"its count is .* shape \(2,\)"),
         "count elsewhere": (one(state_steps=[torch.zeros((), device="meta")]), "its count .* on meta"),
-        "no memory": ([group([meta])], "no memory.*to_local"),
+        "no memory": (one(grads=[freed]), "no memory.*to_local"),
         "a shared count": (
             [group([torch.ones(3), torch.ones(3)], state_steps=[count, count])],
             "parameter 0 and parameter 1: .*share memory.*clone",
