@@ -565,10 +565,47 @@ def test_nothing_changes_when_a_tensor_is_refused():
     good.check(), bad.check()
 
 
+@on_device
+def test_one_bad_group_among_good_ones():
+    """The message has the group's own numbers; nothing is stepped, no state is left, and a retry is a clean step."""
+    def params():
+        torch.manual_seed(0)
+        return [torch.nn.Parameter(torch.randn(4, 4, device=DEVICE)) for _ in range(4)]
+
+    def optimizer(looped, first, without, bad):
+        opt = adamlib.Adam([
+            dict(params=[looped], foreach=False), dict(params=[first], fused="triton"),
+            dict(params=[without, bad], fused="triton"),
+        ], lr=0.1)
+        for p in (looped, first, bad):
+            p.grad = torch.ones_like(p)
+        return opt
+
+    refused, clean = params(), params()
+    opt, other = optimizer(*refused), optimizer(*clean)
+    refused[3].grad = torch.ones(4, 4, device=DEVICE).t()
+    with pytest.raises(RuntimeError, match='fused="triton" cannot step parameter 1 of group 2: the gradient has strides'):
+        opt.step()
+    assert not opt.state and all(map(torch.equal, refused, params()))
+    refused[3].grad = torch.ones_like(refused[3])
+    opt.step(), other.step()
+    assert all(map(torch.equal, refused, clean)) and not torch.equal(refused[0], params()[0])
+
+
+@on_device
+def test_an_overflow_on_two_devices_calls_the_step_off():
+    p = torch.nn.Parameter(torch.ones(5, device=DEVICE))
+    p.grad = torch.full_like(p, INF)
+    opt = adamlib.Adam([p], fused="triton")
+    opt.grad_scale, opt.found_inf = torch.ones((), device=DEVICE), torch.full((), 2.0, device=DEVICE)
+    opt.step()
+    assert torch.equal(p, torch.ones_like(p)) and opt.state[p]["step"] == 0
+
+
 def test_where_the_kernel_cannot_run():
     """CPU tensors without the interpreter, GPU tensors within it."""
     wrong = "cuda" if INTERPRETED else "cpu"
-    with pytest.raises(RuntimeError, match="use fused=True" if INTERPRETED else "needs a GPU.*fused=True"):
+    with pytest.raises(RuntimeError, match=f"needs a GPU.* on {wrong}.*fused=True"):
         triton_kernel._refuse_device(torch.device(wrong))
     if not INTERPRETED:
         p = torch.nn.Parameter(torch.ones(3))
