@@ -538,6 +538,18 @@ def test_empty_tensors():
 
 
 @on_device
+def test_a_gradient_of_two_parameters_is_not_unscaled_twice():
+    run, kernel = Run([(5,), (5,), (0,), (0,)]), FusedTriton(CHUNK, BLOCK)
+    lists = run.lists()
+    lists.grads[1], run.truth[1][1] = lists.grads[0], run.truth[1][0]
+    with pytest.raises(RuntimeError, match="unscale a gradient twice"):
+        kernel.prepare([lists], torch.ones((), device=DEVICE))
+    take_step(kernel, lists)
+    run.step_truth()
+    run.check()
+
+
+@on_device
 def test_a_stale_backward_is_refused():
     """The kernel writes where PyTorch cannot see it, so autograd has to be told."""
     p = torch.nn.Parameter(torch.ones(5, device=DEVICE))
