@@ -8,7 +8,7 @@ from course.exercises import check, expect
 __all__ = ["first_step"]
 
 
-@check(start="the five lines at the top of the chapter: put t = 1, m₀ = 0 and v₀ = 0 into each")
+@check(start="the cell 'Adam in five lines': put t = 1, m₀ = 0 and v₀ = 0 into each line")
 def first_step(reader):
     """fn(g, lr, eps): the change of a weight whose first gradient is g (floats in, a float out)."""
     cases = (
