@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from adamlib.theory.algorithm1 import State, algorithm1
@@ -157,6 +158,8 @@ def see(now):
     m_hat, v_hat = run.m[-n:] / f1, v_max[-n:] / f2
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(v_hat > 0, run.delta[-n:] if follows else m_hat / (np.sqrt(v_hat) + now.eps), 0.0)
+    if not np.all(np.isfinite([m_hat, v_hat, ratio])):
+        raise ValueError("these gradients leave the range of numbers")
     bound = worst_ratio(β1, β2, steps, bias_correction=follows)
     if not follows:
         bound = bound * np.sqrt(f2) / f1
@@ -227,8 +230,8 @@ def sentence(now, seen):
         said = f"{m} is {percent(in_m)} of the largest gradient, √{v} {percent(math.sqrt(in_v))}"
     if seen.held < now.t:
         said += f" (AMSGrad holds the v of {steps(now.t - seen.held)} ago)"
-    bound = f"and none can be longer than {number(seen.bound[at])} α" if seen.bound[at] < 1e6 else "and there is no bound"
-    return f"after {steps(now.t)} {said}; the step is {number(seen.ratio[at])} α, {bound}"
+    bound = f" of at most {number(seen.bound[at])} α" if seen.bound[at] < 1e6 else ", and there is no bound"
+    return f"after {steps(now.t)} {said}; the step is {number(seen.ratio[at])} α{bound}"
 
 
 def title(now, seen):
@@ -376,7 +379,7 @@ def page(now, fig, description, alone=False):
     settings = now._asdict() | ({"page": True} if alone else {})
     png, small = io.BytesIO(), io.BytesIO()
     fig.savefig(png, dpi=72, bbox_inches="tight", pad_inches=0.1)
-    still = Image.open(png).convert("RGB").quantize(16, dither=Image.Dither.NONE)
+    still = Image.open(png).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
     still.save(small, "WEBP", lossless=True, quality=75, method=4)  # a third smaller than PNG
     source = "data:image/webp;base64," + base64.b64encode(small.getvalue()).decode()
     filled = {
@@ -390,3 +393,13 @@ def page(now, fig, description, alone=False):
     for place, content in filled.items():
         text = text.replace(place, content, 1)
     return text
+
+
+def _palette():
+    """The few colours of the small still: those it is drawn in, and each half way to white for its edges."""
+    inks = [COLORS[name] for name in ("blue", "red", "green", "black")] + ["#595959", "#E4E4E4", "#BFBFBF"]
+    rgb = np.array([to_rgb(ink) for ink in inks])
+    shades = np.concatenate([rgb, (rgb[:5] + 1) / 2, 0.16 * rgb[:2] + 0.84, np.ones((1, 3))])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.round(255 * shades).astype(np.uint8).ravel().tolist())
+    return palette

@@ -90,10 +90,16 @@ def moments():
 
 @needs_node
 def test_the_script_computes_what_the_theory_says(run_script):
-    drawn = [now for now in moments() if can_be_seen(now)]
-    assert len(drawn) > 180
-    for now, js in zip(drawn, run_script([now._asdict() for now in drawn]), strict=True):
-        seen, told = windows.see(now), str(now)
+    refused = []
+    both = list(moments())
+    for now, js in zip(both, run_script([now._asdict() for now in both]), strict=True):
+        told = str(now)
+        try:
+            seen = windows.see(now)
+        except ValueError:
+            assert list(js) == ["refused"], told
+            refused.append(now)
+            continue
         for name in ("gradients", "m_hat", "v_hat", "ratio", "bound"):
             np.testing.assert_allclose(numbers(js[name]), getattr(seen, name), **CLOSE, err_msg=f"{name} {told}")
         assert js["ages"] == seen.ages.tolist() and js["held"] == seen.held, told
@@ -102,14 +108,9 @@ def test_the_script_computes_what_the_theory_says(run_script):
         assert js["sentence"] == windows.sentence(now, seen), told
         assert js["title"] == windows.title(now, seen), told
         assert not re.search("nan|inf|undefined", js["sentence"], re.IGNORECASE), told
-
-
-def can_be_seen(now):
-    try:
-        windows.see(now)
-    except ValueError:
-        return False
-    return True
+    assert len(both) > 180 and len(refused) < 20
+    for now in refused:  # extremal gradients may grow beyond the range of numbers; the weight of the digits sleeps at first
+        assert now.preset == "extremal" or now.preset == "digits" and now.t <= 36, str(now)
 
 
 @needs_node
@@ -127,6 +128,8 @@ def test_where_there_is_nothing_to_see_a_sentence_says_so(run_script):
         assert not re.search("NaN|undefined|null", js["refused"]), change
     with pytest.raises(ValueError, match="0/0"):
         windows.see(windows.moment([0.0, 0.0, 1.0], 2))
+    with pytest.raises(ValueError, match="range of numbers"):
+        windows.see(windows.moment([1e200, 1.0], 2))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_one_output_holds_the_living_figure_the_still_and_the_words(shown, capsy
     (bundle, metadata), (again, _) = shown
     assert bundle == again, "the same bytes twice"
     assert set(bundle) == {"text/html", "image/png", "text/plain"}
-    said = "after 12 steps m̂ has heard 72 % of the news, v̂ 1.2 %; the step is 6.57 α, and none can be longer than 7.27 α"
+    said = "after 12 steps m̂ has heard 72 % of the news, v̂ 1.2 %; the step is 6.57 α of at most 7.27 α"
     assert capsys.readouterr().out == f"{said}\n" * 2
     alt = metadata["image/png"]["alt"]
     assert said in alt and bundle["text/plain"] == f"[figure] {alt}"
