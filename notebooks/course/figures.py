@@ -58,11 +58,30 @@ def show(fig, *, alt, see):
     Raises ValueError when a text is missing.
     """
     _require_text(alt=alt, see=see)
-    png = io.BytesIO()
-    fig.savefig(png, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
-    _display(alt, {"image/png": png.getvalue()})
-    plt.close(fig)
+    _display(alt, {"image/png": _png(fig)})
     print(see)
+
+
+def windows(gradients="waking up", t=12, **settings):
+    """Show Adam's two windows at step ``t`` of a stream of gradients, as a figure that the reader can move.
+
+    gradients: a preset ("constant", "waking up", "second awakening", "growing", "extremal", "noise", "digits") or a
+    sequence of numbers.  t: the step to start at (int >= 1).
+    beta1=0.9, beta2=0.999, eps=0.0, amsgrad=False: Adam's options.
+    correction=True: bias correction that follows t; False: none; a number: frozen at that step, as in a captured graph.
+    dial: the preset's own number: the zeros before it wakes up, or between two awakenings; the growth a step; the
+    signal-to-noise ratio.  For a sequence of numbers, the zeros before its first.
+    Where no script runs, a still of the same moment is seen. Below it stands, in words, what is to be seen.
+    Raises ValueError for settings that leave nothing to show.
+    """
+    from course import windows as drawing  # it draws in the style above
+
+    now = drawing.moment(gradients, t, **settings)
+    seen = drawing.see(now)
+    alt = drawing.alt(now, seen)
+    png = _png(drawing.still(now, seen))
+    _display(alt, {"image/png": png, "text/html": drawing.page(now, png, alt)})
+    print(drawing.sentence(now, seen))
 
 
 def show_animation(anim, *, alt, see, fps=10):
@@ -143,6 +162,14 @@ def slider(fn, **ranges):
         if not whole:
             controls[name].readout_format = ".4g"
     ipywidgets.interact(fn, **controls)
+
+
+def _png(fig):
+    """The picture's bytes; the figure is closed."""
+    png = io.BytesIO()
+    fig.savefig(png, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
+    plt.close(fig)
+    return png.getvalue()
 
 
 def _display(alt, pictures):

@@ -52,7 +52,7 @@ def package_files():
     files = {}
     for path in sorted(path for folder in CARRIED for path in (ROOT / folder).rglob("*")):
         name = path.relative_to(ROOT).as_posix().removeprefix("notebooks/")
-        if path.suffix in (".py", ".md", ".json"):
+        if path.suffix in (".py", ".md", ".json", ".html"):
             files[name] = path.read_text()
             if "'''" in files[name] or files[name].endswith("\\"):
                 raise ValueError(f"{name}: ''' or a closing backslash cannot stand in the folded cell; write it otherwise")
