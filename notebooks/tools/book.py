@@ -71,7 +71,7 @@ def abilities(notebook):
     """(title, the lines under "After this chapter you can") of a chapter."""
     title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
     text = "\n".join(cell.source for cell in notebook.cells[:3] if cell.cell_type == "markdown")
-    listed = re.search(r"after this chapter you can[^\n]*\n((?:\s*[-*].*\n?)+)", text, re.IGNORECASE)
+    listed = re.search(r"after this chapter you can[^\n]*\n((?:.*\S.*\n)+)", text + "\n", re.IGNORECASE)
     return title, listed.group(1).strip() if listed else ""
 
 
