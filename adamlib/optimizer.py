@@ -1,18 +1,14 @@
 """class Adam, class AdamW: options, validation, state, checkpoints. The arithmetic is in `adamlib.variants`."""
-from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .functional import adam, refuse_combinations, to_scalar
-from .state import Entries, Gathered, Lists, gather, place_step, step_dtype
-from .variants.differentiable import refuse_leaves
-from .variants.foreach import refuse_tensors
-from .variants.steps import refuse_grad_scaler
+from .functional import prepare, refuse_combinations, to_scalar
+from .variants.layout import refuse_unfusable
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
 FORMER_DEFAULTS = {
@@ -56,7 +52,7 @@ class Adam(Optimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )
         defaults["betas"] = validated(defaults)
-        self._forget()
+        self._triton = None  # our own kernel with its tables, which belong to no state
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -76,8 +72,8 @@ class Adam(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None):
         """Take one step; with a closure, evaluate it first (with gradients on) and return its value.
 
-        Under torch.compile the step is one graph, in the capturable form. Fused and differentiable steps stay
-        outside of it and run as always: with fullgraph=True torch.compile refuses them.
+        Every group is looked at before one is stepped. Under torch.compile the step is one graph, in the capturable
+        form; fused and differentiable steps stay outside of it and run as always.
         """
         if not torch.compiler.is_compiling():
             self._refuse_capture_without_the_flag()
@@ -86,85 +82,79 @@ class Adam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
-        if torch.compiler.is_compiling() and not any(g["fused"] or g["differentiable"] for g in self.param_groups):
-            self._take(zip(self._lists(), self.param_groups), **scaler)
+        if torch.compiler.is_compiling() and any(g["fused"] or g["differentiable"] for g in self.param_groups):
+            self._step_outside_the_graph()
         else:
-            self._look_and_take(**scaler)
+            self._step()
         return loss
 
     @torch.compiler.disable(reason="a fused step is one call already; a differentiable one is for autograd's graph")
-    def _look_and_take(self, **scaler) -> None:
-        """Look at every group before one of them is stepped, and keep no state made for a step that is refused."""
+    def _step_outside_the_graph(self) -> None:
+        self._step()
+
+    def _step(self) -> None:
+        scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
+        prepared, one_launch = [], []  # one_launch: the groups of our own kernel, which steps all of them together
         known = len(self.state)
         try:
-            groups = list(zip(self._lists(), self.param_groups))
-            for lists, group in groups:
-                _refuse_group(lists, group, **scaler)
+            for group in self.param_groups:
+                lists = [], [], [], [], [], []
+                self._init_group(group, *lists)
+                beta1, beta2 = group["betas"]
+                options = dict(beta1=beta1, beta2=beta2, **{name: group[name] for name in ARITHMETIC})
+                if group["fused"] == "triton":
+                    one_launch.append((lists, options))
+                else:
+                    flags = {name: group[name] for name in CHOICE}
+                    prepared.append((prepare(*lists, flags, scaler, **options), group["differentiable"]))
         except Exception:
-            while len(self.state) > known:
+            while len(self.state) > known:  # no state is kept for a step that is refused
                 self.state.popitem()
             raise
-        self._take(groups, **scaler)
-
-    def _take(self, groups: Iterable[tuple[Lists, dict[str, Any]]], **scaler) -> None:
-        one_launch = []  # the groups of our own kernel, which steps all of them together
-        for lists, group in groups:
-            options = dict(zip(("beta1", "beta2"), group["betas"]), **{name: group[name] for name in ARITHMETIC})
-            if group["fused"] == "triton":
-                one_launch.append((lists, options))
-                continue
-            with torch.set_grad_enabled(group["differentiable"]):
-                adam(*lists, **options, **{name: group[name] for name in CHOICE}, **scaler)
+        for take_step, differentiable in prepared:
+            with torch.set_grad_enabled(differentiable):
+                take_step()
         if one_launch:
             self._step_with_triton(one_launch, **scaler)
 
     def _step_with_triton(self, groups: list[tuple], **scaler) -> None:
         from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
 
-        if self._triton is None:
-            self._triton = FusedTriton()
+        self._triton = self._triton or FusedTriton()
         self._triton.step([GroupLists(*lists, **options) for lists, options in groups], **scaler)
 
-    def _lists(self) -> list:
-        """The six lists of each group: those of the step before, where they still hold what they must."""
-        if torch.compiler.is_compiling():
-            groups = [Lists([], [], [], [], [], []) for _ in self.param_groups]
-            for group, lists in zip(self.param_groups, groups):
-                self._init_group(group, *lists)
-            return groups
-        dropped = len(self._gathered) > len(self.param_groups)
-        if dropped or self._entries is None or not self._entries.are_those_of(self.state):
-            self._forget_lists()
-        lists = []
-        for index, group in enumerate(self.param_groups):
-            gathered = self._gathered.get(index)
-            again = gathered and gathered.again(group)
-            if again is None:
-                gathered = self._gathered[index] = Gathered(group, self.state)
-                self._entries, again = None, gathered.lists()
-            lists.append(again)
-        self._entries = self._entries or Entries(self.state)
-        return lists
-
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
-        """Fill the lists of a group. The name and the form are those that torch.compile runs outside its graph
-        (torch/_dynamo/variables/optimizer.py); steps that are not compiled do without. Returns whether a parameter is
-        complex."""
-        for column, tensors in zip(
-            (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps), gather(group, self.state)
-        ):
-            column.extend(tensors)
+        """Fill the lists with the parameters that have a gradient, and their state, created where there is none yet.
+
+        State: `step`, a 0-dim count; `exp_avg` m and `exp_avg_sq` v, zeros like the parameter; with amsgrad
+        `max_exp_avg_sq`, zeros (also where amsgrad was switched on later: the maximum is taken from then on).
+        The name and the form are those that torch.compile runs outside its graph (torch/_dynamo/variables/
+        optimizer.py). Returns whether a parameter is complex.
+        """
+        amsgrad, fused, on_host = group["amsgrad"], group["fused"], not (group["capturable"] or group["fused"])
+        with_grad = [p for p in group["params"] if p.grad is not None]
+        if any(p.grad.layout != torch.strided for p in with_grad):
+            raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
+        for p in with_grad:
+            state = self.state[p]
+            if not state:
+                if fused:
+                    refuse_unfusable(p)
+                state["step"] = torch.zeros((), dtype=step_dtype(group), device="cpu" if on_host else p.device)
+                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if amsgrad and "max_exp_avg_sq" not in state:
+                state["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if state["step"].is_cpu != (on_host or p.is_cpu) or fused:
+                place_step(group, p, state)
+            params.append(p)
+            grads.append(p.grad)
+            exp_avgs.append(state["exp_avg"])
+            exp_avg_sqs.append(state["exp_avg_sq"])
+            if amsgrad:
+                max_exp_avg_sqs.append(state["max_exp_avg_sq"])
+            state_steps.append(state["step"])
         return any(map(torch.is_complex, params))
-
-    def _forget(self) -> None:
-        """Drop what is kept from step to step for speed; none of it belongs to the state."""
-        self._forget_lists()
-        self._triton = None
-
-    def _forget_lists(self) -> None:
-        self._gathered: dict[int, Gathered] = {}
-        self._entries: Entries | None = None
 
     def _refuse_capture_without_the_flag(self) -> None:
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
@@ -188,7 +178,7 @@ class Adam(Optimizer):
                 if state["state"].get(param):
                     state["state"][param] = _own_entry(state["state"][param], param, group, f"{j} of group {i}", loading)
         super().__setstate__(state)
-        self._forget()
+        self._triton = None
 
 
 class AdamW(Adam):
@@ -251,17 +241,19 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     return tuple(map(to_scalar, betas))
 
 
-def _refuse_group(lists, group: dict[str, Any], grad_scale, found_inf) -> None:
-    """Raise what the group's variant would raise for these options and tensors, without taking a step."""
-    refuse_combinations(foreach=group["foreach"], differentiable=group["differentiable"], fused=group["fused"])
-    lr, beta1, beta2 = map(to_scalar, (group["lr"], *group["betas"]))
-    if group["foreach"] and not group["capturable"]:
-        refuse_tensors(lr, beta1, beta2)
-    if not group["fused"]:
-        refuse_grad_scaler(grad_scale, found_inf, "a group that is not fused")
-    if group["differentiable"]:
-        with torch.enable_grad():
-            refuse_leaves(lists.params, lists.state_steps)
+def step_dtype(group: dict[str, Any]) -> torch.dtype:
+    """float32 (the kernels read a float), float64 where that is the default dtype; exact to 2²⁴ steps."""
+    wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
+    return torch.float64 if wide else torch.float32
+
+
+def place_step(group: dict[str, Any], param: Tensor, entry: dict[str, Any]) -> None:
+    """Bring a count to where the group's flags want it now; a checkpoint or a flag may have moved it."""
+    step = entry["step"]
+    device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+    dtype = torch.float32 if group["fused"] else step.dtype
+    if step.device != device or step.dtype != dtype or step.dim():
+        entry["step"] = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
 
 
 def _own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
