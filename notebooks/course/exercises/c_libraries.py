@@ -34,6 +34,34 @@ def which_amsgrad(reader):
     return "told 20 of 20 black boxes apart: four kinds, five pairs of betas"
 
 
+@check(start="θ ← (1 − αλ)θ + αλ·(−u/λ): what is left of a step after the next one? And after all later ones?")
+def shares_in_the_end(reader):
+    """``shares_in_the_end(lrs, weight_decay)``: the shares of θ₀ and of each −u_t/λ in AdamW's final weight."""
+    cases = [
+        ([0.1, 0.1, 0.1], 0.5, "equal rates"),
+        ([0.3, 0.2, 0.1, 0.05], 1.0, "each step has its own rate: its share is α_t·λ, times what all LATER steps left"),
+        ([0.1, 0.0, 0.2], 0.5, "a rate of 0 adds nothing and forgets nothing"),
+        ([0.2, 0.5, 0.1], 2.0, "αλ = 1: this step forgets all that was before it"),
+        ([0.1, 0.2], 0.0, "no decay: θ₀ is never forgotten, and the shares of the average are 0"),
+        ([], 0.1, "no steps: all of the weight is θ₀"),
+    ]
+    for lrs, decay, look in cases:
+        tried = f"shares_in_the_end({lrs}, {decay})"
+        yours = reader(list(lrs), decay)
+        want = [math.prod(1 - lr * decay for lr in lrs)]
+        want += [lr * decay * math.prod(1 - later * decay for later in lrs[t + 1 :]) for t, lr in enumerate(lrs)]
+        expect_that(
+            not hasattr(yours, "__len__") or len(yours) == len(want), tried=tried, yours=f"{yours!s:.60}",
+            expected=f"{len(want)} numbers", look="θ₀ has a share, too: it comes first",
+        )  # fmt: skip
+        expect(yours, want, rtol=1e-9, atol=1e-15, tried=tried, look=look)
+    lrs = [0.01 * (1 - t / 500) for t in range(500)]
+    yours = reader(list(lrs), 0.5)
+    expect(float(sum(yours)), 1.0, rtol=1e-9, tried="the sum for a rate that falls to 0 in 500 steps",
+           look="an average: its shares add up to 1")  # fmt: skip
+    return "agrees for 7 schedules, also where a rate is 0 and where αλ is 1"
+
+
 def _steps(kind, gradients, beta1, beta2, eps=1e-8):
     """Steps in units of lr of one weight, for the four kinds of `which_amsgrad`."""
     m = v = top = 0.0
