@@ -14,7 +14,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-package test-notebooks paths bench book slides kaggle student clean
+.PHONY: help lab test test-package test-notebooks paths bench book figure slides kaggle student clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -45,6 +45,9 @@ bench: $(READY)  ## time one step of each variant on this machine, beside torch.
 
 book: $(READY)  ## execute the series and build a site that reads without network, in build/book
 	$(PY) notebooks/tools/book.py $(BOOK_FLAGS)
+
+figure: $(READY)  ## write the figure of the two windows as a page for the projector, build/figure.html
+	$(PY) notebooks/tools/figure.py
 
 slides: $(READY)  ## make a reveal.js deck per chapter that projects without network, in build/slides
 	$(PY) notebooks/tools/slides.py

@@ -79,8 +79,9 @@ def windows(gradients="waking up", t=12, **settings):
     now = drawing.moment(gradients, t, **settings)
     seen = drawing.see(now)
     alt = drawing.alt(now, seen)
-    png = _png(drawing.still(now, seen))
-    _display(alt, {"image/png": png, "text/html": drawing.page(now, png, alt)})
+    fig = drawing.still(now, seen)
+    living = drawing.page(now, fig, alt)
+    _display(alt, {"image/png": _png(fig), "text/html": living})
     print(drawing.sentence(now, seen))
 
 

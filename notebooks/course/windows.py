@@ -68,7 +68,7 @@ def moment(gradients, t, *, dial=None, beta1=0.9, beta2=0.999, eps=0.0, correcti
         preset, given, longest = gradients, None, len(DIGITS) if gradients == "digits" else SHOWN[-1]
         dial = PRESETS[preset][1] if dial is None else dial
     else:
-        given = tuple(np.asarray(gradients, dtype=np.float64).ravel().tolist())
+        given = tuple(float(f"{g:.6g}") for g in np.asarray(gradients, dtype=np.float64).ravel())  # kept in the page
         if not given or not all(map(math.isfinite, given)):
             raise ValueError("gradients must be a preset's name or at least one finite number")
         preset, longest, dial = None, min(len(given), SHOWN[-1]), dial or 0
@@ -226,9 +226,9 @@ def sentence(now, seen):
     else:
         said = f"{m} is {percent(in_m)} of the largest gradient, √{v} {percent(math.sqrt(in_v))}"
     if seen.held < now.t:
-        said += f" (AMSGrad holds the v of {now.t - seen.held} steps ago)"
+        said += f" (AMSGrad holds the v of {steps(now.t - seen.held)} ago)"
     bound = f"and none can be longer than {number(seen.bound[at])} α" if seen.bound[at] < 1e6 else "and there is no bound"
-    return f"after {now.t} step{'s' * (now.t > 1)} {said}; the step is {number(seen.ratio[at])} α, {bound}"
+    return f"after {steps(now.t)} {said}; the step is {number(seen.ratio[at])} α, {bound}"
 
 
 def title(now, seen):
@@ -238,12 +238,18 @@ def title(now, seen):
     return f"{place}: the step is {number(ratio)} α"
 
 
+def steps(t):
+    return f"{t} step{'s' * (t > 1)}"
+
+
 def names(now):
     return ("m", "v") if now.correction is False else ("m̂", "v̂")
 
 
 def number(x):
-    """Three digits at least: 6.57, 31.8, 1234."""
+    """6.57, 99.99, 1234; beyond a million the digits mean nothing."""
+    if abs(x) >= 1e6:
+        return "more than a million" if x > 0 else "less than minus a million"
     return _fixed(x, 2 if abs(x) < 99.995 else 0)
 
 
@@ -360,11 +366,27 @@ def alt(now, seen):
 # ------------------------------------------------------------------------------------------------------- the living one
 
 
-def page(now, png, description):
-    """The HTML of the figure: a small still, and the script that puts the living figure in its place."""
-    state = json.dumps(now._asdict(), separators=(",", ":"))
-    small = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(32, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-    still = base64.b64encode(small.getvalue()).decode()
-    image = f'<img alt="{html.escape(description)}" style="max-width:100%" src="data:image/png;base64,{still}">'
-    return TEMPLATE.read_text(encoding="utf-8").replace("STATE", html.escape(state)).replace("STILL", image)
+def page(now, fig, description, alone=False):
+    """The HTML of the figure: a small still, and the script that puts the living figure in its place.
+
+    alone: it has the page to itself, and takes keys wherever the focus is.
+
+    It holds settings and no computed number, so that it is the same on every processor but for the still.
+    """
+    settings = now._asdict() | ({"page": True} if alone else {})
+    png, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(png, dpi=72, bbox_inches="tight", pad_inches=0.1)
+    still = Image.open(png).convert("RGB").quantize(16, dither=Image.Dither.NONE)
+    still.save(small, "WEBP", lossless=True, quality=75, method=4)  # a third smaller than PNG
+    source = "data:image/webp;base64," + base64.b64encode(small.getvalue()).decode()
+    filled = {
+        "STATE": html.escape(json.dumps(settings, separators=(",", ":")), quote=False).replace("'", "&#39;"),
+        "STILL": f'<img alt="{html.escape(description)}" style="max-width:100%" src="{source}">',
+        "PRESETS = {}": f"PRESETS = {json.dumps(PRESETS)}",
+        "DIGITS = []": f"DIGITS = {json.dumps(DIGITS, separators=(',', ':'))}",
+    }
+    lines = map(str.strip, TEMPLATE.read_text(encoding="utf-8").splitlines())
+    text = "\n".join(line for line in lines if line and not line.startswith("//"))
+    for place, content in filled.items():
+        text = text.replace(place, content, 1)
+    return text

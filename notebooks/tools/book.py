@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 
+import figure
 import nbformat
 from execute import execute
 from hygiene import pictures, tags
@@ -75,9 +76,12 @@ def abilities(notebook):
 
 
 def index(chapters):
-    """The first page: what this is, and for each chapter a picture and what the reader will be able to do."""
+    """The first page: what this is, a figure to move, and for each chapter a picture and what the reader will be able to do."""
     lines = ["# Adam, in every variant", "", "Notebooks that take Adam from five lines of algebra to every form "
-             "PyTorch ships. Numbers come from the cells beside the text; what was not run says so.", ""]  # fmt: skip
+             "PyTorch ships. Numbers come from the cells beside the text; what was not run says so.", "",
+             "Adam's step is a ratio of two averages of the same gradients, and one of them looks back further. Move the "
+             "figure (<a href='figure.html'>or open it alone</a>): how long can one step become?", "",
+             f"```{{raw}} html\n{figure.living()}\n```", ""]  # fmt: skip
     for name, notebook in chapters.items():
         title, aims = abilities(notebook)
         lines += [f"## [{title}]({name}.ipynb)", ""]
@@ -128,6 +132,7 @@ def build(executing):
     built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", SOURCE, SITE])
     if built.returncode:
         sys.exit("Sphinx found something wrong in a chapter (above). Mend it in notebooks/ and run this again.")
+    figure.write(SITE / "figure.html")
 
 
 if __name__ == "__main__":
