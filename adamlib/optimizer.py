@@ -1,18 +1,13 @@
 """class Adam, class AdamW: options, validation, state, checkpoints. The arithmetic is in `adamlib.variants`."""
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .functional import adam, refuse_combinations, to_scalar
-from .state import Entries, Gathered, Lists, gather, place_step, step_dtype
-from .variants.differentiable import refuse_leaves
-from .variants.foreach import refuse_tensors
-from .variants.steps import refuse_grad_scaler
+from .functional import outside_a_graph, prepare, refuse_combinations, to_scalar, to_scaler
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
 FORMER_DEFAULTS = {
@@ -43,7 +38,8 @@ class Adam(Optimizer):
     be seen by looking at the groups; where the arithmetic itself fails, the tensors before that are stepped.
     """
 
-    @torch.compiler.disable(reason="an optimizer is made by Python; what is compiled is its step")
+    _triton = None  # our own kernel with its tables, which belong to no state
+
     def __init__(
         self, params, lr: float | Tensor = 1e-3, betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8, weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None,
@@ -56,7 +52,6 @@ class Adam(Optimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )
         defaults["betas"] = validated(defaults)
-        self._forget()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -69,102 +64,118 @@ class Adam(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What a GradScaler asks: may it leave unscaling and skipping to the step? Only if all groups are fused."""
-        return all(group["fused"] for group in self.param_groups)
+        """What a GradScaler asks: may it leave unscaling and skipping to the step? Only if all groups are fused.
+
+        Somebody else's answer may be set, as on torch's optimizers; deleting one is answering no.
+        """
+        answer = self.__dict__.get("_amp_answer")
+        return all(group["fused"] for group in self.param_groups) if answer is None else answer
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, answer: bool) -> None:
+        self._amp_answer = answer
+
+    @_step_supports_amp_scaling.deleter
+    def _step_supports_amp_scaling(self) -> None:
+        self._amp_answer = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
         """Take one step; with a closure, evaluate it first (with gradients on) and return its value.
 
-        Under torch.compile the step is one graph, in the capturable form. Fused and differentiable steps stay
-        outside of it and run as always: with fullgraph=True torch.compile refuses them.
+        Every group is looked at before one is stepped. Under torch.compile the step is one graph, in the capturable
+        form; fused and differentiable steps stay outside of it and run as always.
         """
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             self._refuse_capture_without_the_flag()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
 
-        scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
-        if torch.compiler.is_compiling() and not any(g["fused"] or g["differentiable"] for g in self.param_groups):
-            self._take(zip(self._lists(), self.param_groups), **scaler)
+        if compiling and any(group["fused"] or group["differentiable"] for group in self.param_groups):
+            outside_a_graph(self._take_step)()
         else:
-            self._look_and_take(**scaler)
+            self._take_step()
         return loss
 
-    @torch.compiler.disable(reason="a fused step is one call already; a differentiable one is for autograd's graph")
-    def _look_and_take(self, **scaler) -> None:
-        """Look at every group before one of them is stepped, and keep no state made for a step that is refused."""
-        known = len(self.state)
+    def _take_step(self) -> None:
+        before = None if torch.compiler.is_compiling() else self.state.copy()
         try:
-            groups = list(zip(self._lists(), self.param_groups))
-            for lists, group in groups:
-                _refuse_group(lists, group, **scaler)
+            prepared = self._prepare(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         except Exception:
-            while len(self.state) > known:
-                self.state.popitem()
+            self.state.clear()  # entries are made and exchanged, never changed: no state is left of a refused step
+            self.state.update(before)
             raise
-        self._take(groups, **scaler)
+        for differentiable, take in prepared:
+            with torch.set_grad_enabled(differentiable):
+                take()
 
-    def _take(self, groups: Iterable[tuple[Lists, dict[str, Any]]], **scaler) -> None:
-        one_launch = []  # the groups of our own kernel, which steps all of them together
-        for lists, group in groups:
-            options = dict(zip(("beta1", "beta2"), group["betas"]), **{name: group[name] for name in ARITHMETIC})
-            if group["fused"] == "triton":
-                one_launch.append((lists, options))
-                continue
-            with torch.set_grad_enabled(group["differentiable"]):
-                adam(*lists, **options, **{name: group[name] for name in CHOICE}, **scaler)
-        if one_launch:
-            self._step_with_triton(one_launch, **scaler)
-
-    def _step_with_triton(self, groups: list[tuple], **scaler) -> None:
-        from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
-
-        if self._triton is None:
-            self._triton = FusedTriton()
-        self._triton.step([GroupLists(*lists, **options) for lists, options in groups], **scaler)
-
-    def _lists(self) -> list:
-        """The six lists of each group: those of the step before, where they still hold what they must."""
-        if torch.compiler.is_compiling():
-            groups = [Lists([], [], [], [], [], []) for _ in self.param_groups]
-            for group, lists in zip(self.param_groups, groups):
-                self._init_group(group, *lists)
-            return groups
-        dropped = len(self._gathered) > len(self.param_groups)
-        if dropped or self._entries is None or not self._entries.are_those_of(self.state):
-            self._forget_lists()
-        lists = []
+    def _prepare(self, grad_scale, found_inf) -> list[tuple[bool, Callable[[], None]]]:
+        """What takes the step of each group, and whether autograd is to go through it; raise if one cannot be taken."""
+        prepared, triton_groups = [], []  # our own kernel steps all of its groups together
         for index, group in enumerate(self.param_groups):
-            gathered = self._gathered.get(index)
-            again = gathered and gathered.again(group)
-            if again is None:
-                gathered = self._gathered[index] = Gathered(group, self.state)
-                self._entries, again = None, gathered.lists()
-            lists.append(again)
-        self._entries = self._entries or Entries(self.state)
-        return lists
+            lists = [], [], [], [], [], []
+            self._init_group(group, *lists)
+            beta1, beta2 = group["betas"]
+            options = dict(beta1=beta1, beta2=beta2, **{option: group[option] for option in ARITHMETIC})
+            name = partial(self._name, index, lists[0])
+            if group["fused"] == "triton":
+                triton_groups.append((lists, options, name))
+                continue
+            flags = {flag: group[flag] for flag in CHOICE}
+            with torch.set_grad_enabled(group["differentiable"]):
+                take = prepare(*lists, **flags, **options, grad_scale=grad_scale, found_inf=found_inf, name=name)
+            prepared.append((group["differentiable"], take))
+        if triton_groups:
+            from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
+
+            self._triton = self._triton or FusedTriton()
+            groups = [GroupLists(*lists, **options, name=name) for lists, options, name in triton_groups]
+            prepared.append((False, self._triton.prepare(groups, **to_scaler(grad_scale, found_inf))))
+        return prepared
+
+    def _name(self, index: int, params: list[Tensor], i: int) -> str:
+        """What messages call the parameter that is entry i of a group's lists."""
+        group = self.param_groups[index]
+        place = next((j for j, p in enumerate(group["params"]) if p is params[i]), i)
+        named = f" ({group['param_names'][place]})" if "param_names" in group else ""
+        return f"parameter {place}{named}" + (f" of group {index}" if len(self.param_groups) > 1 else "")
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
-        """Fill the lists of a group. The name and the form are those that torch.compile runs outside its graph
-        (torch/_dynamo/variables/optimizer.py); steps that are not compiled do without. Returns whether a parameter is
-        complex."""
-        for column, tensors in zip(
-            (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps), gather(group, self.state)
-        ):
-            column.extend(tensors)
+        """Fill the lists with the parameters that have a gradient, and their state, made where there is none yet.
+
+        State: `step`, a 0-dim count; `exp_avg` m and `exp_avg_sq` v, zeros like the parameter; with amsgrad
+        `max_exp_avg_sq`, zeros (also where amsgrad was switched on later: the maximum is taken from then on).
+        Name and form are torch's: torch.compile runs this method outside its graph (torch/_dynamo/variables/
+        optimizer.py), and subclasses override it. Returns whether a parameter is complex.
+        """
+        amsgrad, on_host = group["amsgrad"], not (group["capturable"] or group["fused"])
+        dtypes = (torch.float32,) if group["fused"] else (torch.float32, torch.float64)
+        for p in group["params"]:
+            grad = p.grad
+            if grad is None:
+                continue
+            if grad.layout != torch.strided:
+                raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
+            entry = self.state[p]
+            if not entry:
+                entry = self.state[p] = new_entry(p, group)
+            step = entry["step"]
+            if step.dtype not in dtypes or step.dim() or step.is_cpu != (on_host or p.is_cpu):
+                step = place_step(step, p, group)
+                entry = self.state[p] = {**entry, "step": step}
+            if amsgrad and "max_exp_avg_sq" not in entry:
+                entry = self.state[p] = {**entry, "max_exp_avg_sq": new_entry(p, group)["exp_avg_sq"]}
+            params.append(p)
+            grads.append(grad)
+            exp_avgs.append(entry["exp_avg"])
+            exp_avg_sqs.append(entry["exp_avg_sq"])
+            if amsgrad:
+                max_exp_avg_sqs.append(entry["max_exp_avg_sq"])
+            state_steps.append(step)
         return any(map(torch.is_complex, params))
-
-    def _forget(self) -> None:
-        """Drop what is kept from step to step for speed; none of it belongs to the state."""
-        self._forget_lists()
-        self._triton = None
-
-    def _forget_lists(self) -> None:
-        self._gathered: dict[int, Gathered] = {}
-        self._entries: Entries | None = None
 
     def _refuse_capture_without_the_flag(self) -> None:
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
@@ -175,9 +186,11 @@ class Adam(Optimizer):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint or a pickle: complete it, check it, and only then make it our own."""
-        loading = "defaults" not in state  # from load_state_dict: the tensors may still be the caller's
-        for i, group in enumerate(state["param_groups"]):
+        """Take over a checkpoint, a pickle, or a part of one: complete it, check it, and only then make it our own."""
+        loaded = state.keys() == {"state", "param_groups"}  # by load_state_dict: tensors may still be the caller's
+        groups = state["param_groups"] if "param_groups" in state else self.param_groups
+        entries = (state["state"] if "state" in state else self.state).copy()
+        for i, group in enumerate(groups):
             for option, former in FORMER_DEFAULTS.items():
                 group.setdefault(option, former)
             try:
@@ -185,10 +198,10 @@ class Adam(Optimizer):
             except KeyError as missing:
                 raise ValueError(f"loaded state dict: param group {i} has no {missing}") from None
             for j, param in enumerate(group["params"]):
-                if state["state"].get(param):
-                    state["state"][param] = _own_entry(state["state"][param], param, group, f"{j} of group {i}", loading)
-        super().__setstate__(state)
-        self._forget()
+                if entries.get(param):
+                    entries[param] = own_entry(entries[param], param, group, f"{j} of group {i}", copy=loaded)
+        super().__setstate__({**state, "param_groups": groups, "state": entries})
+        self._triton = None
 
 
 class AdamW(Adam):
@@ -206,7 +219,7 @@ class AdamW(Adam):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for group in state["param_groups"]:
+        for group in state["param_groups"] if "param_groups" in state else self.param_groups:
             group["decoupled_weight_decay"] = True
         super().__setstate__(state)
 
@@ -251,20 +264,48 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     return tuple(map(to_scalar, betas))
 
 
-def _refuse_group(lists, group: dict[str, Any], grad_scale, found_inf) -> None:
-    """Raise what the group's variant would raise for these options and tensors, without taking a step."""
-    refuse_combinations(foreach=group["foreach"], differentiable=group["differentiable"], fused=group["fused"])
-    lr, beta1, beta2 = map(to_scalar, (group["lr"], *group["betas"]))
-    if group["foreach"] and not group["capturable"]:
-        refuse_tensors(lr, beta1, beta2)
-    if not group["fused"]:
-        refuse_grad_scaler(grad_scale, found_inf, "a group that is not fused")
-    if group["differentiable"]:
-        with torch.enable_grad():
-            refuse_leaves(lists.params, lists.state_steps)
+def new_entry(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """The state of a parameter that starts now: count 0 where the group's flags want it, moments 0.
+
+    Outside of inference mode: what is made there could never be written outside again.
+    """
+    with torch.inference_mode(False):
+        step = place_step(0.0, param, group)
+        m, v = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in "mv")
+    return dict(step=step, exp_avg=m, exp_avg_sq=v)
 
 
-def _own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
+def step_dtype(group: dict[str, Any]) -> torch.dtype:
+    """float32 (the kernels read a float), float64 where that is the default dtype; exact to 2²⁴ steps."""
+    wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
+    return torch.float64 if wide else torch.float32
+
+
+def new_entry(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """The state of a parameter that starts now: count 0 where the group's flags want it, moments 0.
+
+    Outside inference mode also where that is on: what is made there could never be written outside again.
+    """
+    with torch.inference_mode(False):
+        on_host = not (group["capturable"] or group["fused"])
+        step = torch.tensor(0.0, dtype=step_dtype(group), device="cpu" if on_host else param.device)
+        m, v = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in "mv")
+    return dict(step=step, exp_avg=m, exp_avg_sq=v)
+
+
+def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Tensor:
+    """A count as the group's flags want it now; a checkpoint, a flag or the user may have moved it.
+
+    Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, and then stand still.
+    """
+    step = step.detach() if isinstance(step, Tensor) else torch.tensor(float(step), dtype=step_dtype(group))
+    device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+    dtype = step.dtype if step.dtype == torch.float64 and not group["fused"] else torch.float32
+    with torch.inference_mode(False):
+        return step.reshape(() if step.numel() == 1 else step.shape).to(device=device, dtype=dtype, copy=True)
+
+
+def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
     """A parameter's loaded state, checked, its count where the group's flags want it, its tensors our own."""
     if not isinstance(entry, dict):
         raise ValueError(f"loaded state dict: the state of parameter {where} is {type(entry).__name__}, not a dict")
@@ -291,7 +332,5 @@ def _own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bo
         raise ValueError(
             f"loaded state dict: step of parameter {where} must be one number, but it is {step!r}"
         )
-    if not isinstance(step, Tensor):
-        own["step"] = torch.tensor(float(step), dtype=step_dtype(group))
-    place_step(group, param, own)
+    own["step"] = place_step(step, param, group)
     return own

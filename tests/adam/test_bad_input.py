@@ -195,18 +195,6 @@ def test_nonsense_set_by_hand_in_a_later_group_changes_nothing(variant, wrong):
     assert not opt.state
 
 
-@pytest.mark.parametrize("variant", ["single_tensor", "foreach", "capturable_single", "capturable_foreach"])
-def test_state_stays_with_what_was_stepped_before_the_arithmetic_failed(variant):
-    """Nobody sees beforehand that the elements of a parameter overlap. As with torch, the tensors before it move."""
-    p, overlapping = torch.ones(3, requires_grad=True), torch.ones(1).expand(3).requires_grad_()
-    opt = adamlib.Adam([dict(params=[p]), dict(params=[overlapping])], lr=0.1, **FLAGS[variant])
-    p.grad, overlapping.grad = torch.ones(3), torch.ones(3)
-    with pytest.raises(RuntimeError):
-        opt.step()
-    torch.testing.assert_close(p.detach(), torch.full((3,), 0.9))
-    assert float(opt.state[p]["step"]) == 1 and opt.state[p]["exp_avg"].all()
-
-
 # --- parameters and gradients
 
 

@@ -101,13 +101,12 @@ def test_the_wheel_holds_adamlib_alone(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ floors
 
-FLOORS = {"variants": 0, "theory": 0, "functional": 1, "state": 1, "optimizer": 2, "": 3}
+FLOORS = {"variants": 0, "theory": 0, "functional": 1, "optimizer": 2, "": 3}
 # Private names of torch for which there is no public one, and why they are needed.
 NEEDED = {
     "torch.utils._python_dispatch.TorchDispatchMode": "seeing every ATen call is what the op meter is for",
     "torch.utils._pytree.tree_leaves": "the tensors inside an ATen call's nested arguments",
     "torch.utils._pytree.tree_map": "the same call with other tensors in them",
-    "torch._C._dynamo.guards.TensorGuards": "the layout of 400 tensors in 22 µs; from Python it takes 93",
     "torch._neg_view": "a captured call may have been given a view that is negated when it is read",
 }
 
