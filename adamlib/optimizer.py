@@ -114,7 +114,7 @@ class Adam(Optimizer):
     def _prepare(self, scaler: dict[str, Tensor]) -> list[Callable[[], None]]:
         """Look at all groups; raise where one cannot be stepped, return what steps them."""
         steps, takes, triton_steps = [], [], []
-        for index, group in enumerate(self.param_groups):
+        for group in self.param_groups:
             lists = [], [], [], [], [], []
             self._init_group(group, *lists)
             beta1, beta2 = group["betas"]
@@ -122,7 +122,7 @@ class Adam(Optimizer):
             ours = group["fused"] == "triton"  # our own kernel steps all of its groups together
             ours = group["fused"] == "triton"  # our own kernel steps all of its groups together
             chosen = choose(lists, {} if ours else scaler, beta1=beta1, beta2=beta2,
-                            name=partial(self._name, index), **options)
+                            name=partial(self._name, group), **options)
             if ours:
                 triton_steps += chosen
                 continue
@@ -142,12 +142,12 @@ class Adam(Optimizer):
             takes.append(self._triton.prepare(groups, **scaler))
         return takes
 
-    def _name(self, index: int, param: Tensor) -> str:
+    def _name(self, group: dict[str, Any], param: Tensor) -> str:
         """What messages call a parameter: its place in the group, its name and its group where there are such."""
-        group = self.param_groups[index]
         place = next((i for i, p in enumerate(group["params"]) if p is param), "(not of this group)")
         named = f" ({group['param_names'][place]})" if "param_names" in group else ""
-        return f"parameter {place}{named}" + (f" of group {index}" if len(self.param_groups) > 1 else "")
+        index = next(i for i, other in enumerate(self.param_groups) if other is group)
+        return f"parameter {place}{named}" + f" of group {index}" * (len(self.param_groups) > 1)
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
         """Fill the lists with the parameters that have a gradient, and their state, made where there is none yet.
@@ -166,7 +166,7 @@ class Adam(Optimizer):
             params, [entry["step"] for entry in entries], beside, group["fused"]
         ):
             for p in params:
-                state[p] = complete(state[p], p, group)
+                state[p] = complete(state[p], p, group, partial(self._name, group, p))
             entries = [state[p] for p in params]
         if amsgrad:
             max_exp_avg_sqs.extend(entry["max_exp_avg_sq"] for entry in entries)
@@ -262,16 +262,22 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     return tuple(map(to_scalar, betas))
 
 
-def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+def complete(
+    entry: dict[str, Any], param: Tensor, group: dict[str, Any], name: Callable[[], str]
+) -> dict[str, Any]:
     """A new entry of the state from what there is of one: moments are made, a count comes where the flags want it.
 
     Made outside of inference mode: what is made inside could never be written outside again.
     """
+    step = entry["step"] if entry else 0.0
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise RuntimeError(f"cannot step {name()}: its step has shape {tuple(step.shape)}, where one number is needed. "
+                           "Set it, optimizer.state[p]['step'] = torch.tensor(t), or start anew: del optimizer.state[p]")
     with torch.inference_mode(False):
         zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
         if not entry:
-            entry = dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
-        entry = {**entry, "step": place_step(entry["step"], param, group)}
+            entry = dict(step=step, exp_avg=zeros(), exp_avg_sq=zeros())
+        entry = {**entry, "step": place_step(step, param, group)}
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
     return entry
@@ -283,18 +289,6 @@ def step_dtype(group: dict[str, Any]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def new_entry(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """The state of a parameter that starts now: count 0 where the group's flags want it, moments 0.
-
-    Outside inference mode also where that is on: what is made there could never be written outside again.
-    """
-    with torch.inference_mode(False):
-        on_host = not (group["capturable"] or group["fused"])
-        step = torch.tensor(0.0, dtype=step_dtype(group), device="cpu" if on_host else param.device)
-        m, v = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in "mv")
-    return dict(step=step, exp_avg=m, exp_avg_sq=v)
-
-
 def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Tensor:
     """A count as the group's flags want it now; a checkpoint, a flag or the user may have moved it.
 
@@ -304,9 +298,6 @@ def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Te
         step = torch.tensor(float(step), dtype=step_dtype(group), device="cpu")
     device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
     dtype = step.dtype if step.dtype == torch.float64 and not group["fused"] else torch.float32
-    if step.numel() != 1:
-        raise RuntimeError(f"step of a parameter of shape {tuple(param.shape)} must be one number, but it has shape "
-                           f"{tuple(step.shape)}: optimizer.state[p]['step'] = torch.tensor(t), or del optimizer.state[p]")
     if step.device == device and step.dtype == dtype and not step.dim():
         return step
     return step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
