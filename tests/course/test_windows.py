@@ -228,3 +228,14 @@ def test_without_the_pictures_the_page_is_the_same_on_every_processor(shown):
     state = json.loads(re.search(r"data-adam-windows='([^']*)'", page).group(1))
     assert state == json.loads(json.dumps(now._asdict()))
     assert script(page) == script(windows.page(now._replace(t=3), windows.still(now, windows.see(now)), "x"))
+
+
+def test_the_page_for_the_projector_takes_keys_everywhere(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(windows.TEMPLATE.parents[1] / "tools"))
+    import figure
+    import kaggle
+
+    figure.write(tmp_path / "build" / "figure.html")
+    page = (tmp_path / "build" / "figure.html").read_text(encoding="utf-8")
+    assert '"page":true' in page and len(page.encode()) < MAX_HTML and page.startswith("<!doctype html>")
+    assert kaggle.package_files()["course/windows.html"] == windows.TEMPLATE.read_text(encoding="utf-8")
