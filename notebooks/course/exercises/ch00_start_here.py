@@ -1,6 +1,6 @@
 """The check of chapter 00.
 
-    check.first_step(fn)     fn(g, lr=1e-3, eps=1e-8) -> how far Adam moves a weight in its very first step
+    check.first_step(fn)     fn(g, lr, eps) -> how far Adam moves a weight in its very first step
 """
 
 from course.exercises import check, expect
