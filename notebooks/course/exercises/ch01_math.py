@@ -20,7 +20,7 @@ from adamlib.theory.algorithm1 import algorithm1
 __all__ = ["adam_in_basis", "corrected_average", "for_summed_loss", "longest_memory", "step_without_epsilon"]
 
 
-@check(start="section 6: what happens to Δ when every gradient is multiplied by c, with ε > 0?")
+@check(start="section 5: what happens to Δ when every gradient is multiplied by c, with ε > 0?")
 def for_summed_loss(reader):
     """fn(lr, eps, batch): the (lr, eps) with which Adam on the summed loss steps as on the mean loss."""
     gradients = np.array([[3e-9, -2e-6, 0.5], [-1e-8, 5e-6, 0.25], [2e-8, 1e-6, -1.5], [4e-9, -3e-6, 0.75]])
@@ -46,7 +46,7 @@ def for_summed_loss(reader):
     return "the same steps for batches of 256, 32, 8 and 1, bit for bit, and for 100 up to rounding"
 
 
-@check(start="np.arctan2(a, b) is the angle of the point (b, a): which angle has a constant gradient?")
+@check(start="np.arctan2(a, b) is the angle of the point (b, a): which one belongs to m̂ = √v̂?")
 def step_without_epsilon(reader):
     """fn(m_hat, v_hat): a step in units of α that needs no ε. Any function with the properties asked for is right."""
     m_hat = np.array([1.0, -1.0, 0.5, 3.0, -0.001, 40.0, 0.0])

@@ -1,0 +1,34 @@
+"""The ten networks of chapter 01: the same starts at every call, the same function for every shrink, nothing shared."""
+
+import torch
+
+from course import ten_networks
+
+
+def test_every_call_gives_the_same_starts():
+    for one, two in zip(ten_networks.parameters(), ten_networks.parameters()):
+        assert torch.equal(one, two) and one.requires_grad and one.is_leaf
+
+
+def test_shrinking_leaves_the_losses_alone():
+    usual = ten_networks.losses(ten_networks.parameters())
+    for shrink in (16, 1 / 16):
+        torch.testing.assert_close(ten_networks.losses(ten_networks.parameters(shrink), shrink), usual)
+    assert usual.shape == (10,) and len(set(usual.tolist())) == 10
+
+
+def test_networks_share_nothing():
+    params = ten_networks.parameters()
+    ten_networks.losses(params)[3].backward()
+    for p in params:
+        assert p.grad[3].abs().sum() > 0
+        assert not p.grad[[k for k in range(10) if k != 3]].any()
+
+
+def test_a_first_weight_s_gradient_shrinks_with_the_pixels():
+    gradients = []
+    for shrink in (1, 16):
+        params = ten_networks.parameters(shrink)
+        ten_networks.losses(params, shrink).sum().backward()
+        gradients.append(params[0].grad)
+    torch.testing.assert_close(gradients[1] * 16, gradients[0])
