@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .functional import outside_a_graph, prepare, refuse_combinations, to_scalar, to_scaler
+from .functional import choose, counts_fit, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
 FORMER_DEFAULTS = {
@@ -55,8 +55,8 @@ class Adam(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options are checked like the constructor's, missing ones are the defaults."""
-        if isinstance(param_group, dict):  # anything else: the base class says what is wrong
+        """Add a group; the options it brings are checked like the constructor's, missing ones are the defaults."""
+        if isinstance(param_group, dict) and any(option in self.defaults for option in param_group):
             betas = validated({**self.defaults, **param_group})
             if "betas" in param_group:
                 param_group["betas"] = betas
@@ -103,45 +103,51 @@ class Adam(Optimizer):
     def _take_step(self) -> None:
         before = None if torch.compiler.is_compiling() else self.state.copy()
         try:
-            prepared = self._prepare(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+            takes = self._prepare(to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None)))
         except Exception:
             self.state.clear()  # entries are made and exchanged, never changed: no state is left of a refused step
             self.state.update(before)
             raise
-        for differentiable, take in prepared:
-            with torch.set_grad_enabled(differentiable):
-                take()
+        for take_group in takes:
+            take_group()
 
-    def _prepare(self, grad_scale, found_inf) -> list[tuple[bool, Callable[[], None]]]:
-        """What takes the step of each group, and whether autograd is to go through it; raise if one cannot be taken."""
-        prepared, triton_groups = [], []  # our own kernel steps all of its groups together
-        for index, group in enumerate(self.param_groups):
+    def _prepare(self, scaler: dict[str, Tensor]) -> list[Callable[[], None]]:
+        """Look at all groups; raise where one cannot be stepped, return what steps them."""
+        steps, takes, triton_steps = [], [], []
+        for group in self.param_groups:
             lists = [], [], [], [], [], []
             self._init_group(group, *lists)
             beta1, beta2 = group["betas"]
-            options = dict(beta1=beta1, beta2=beta2, **{option: group[option] for option in ARITHMETIC})
-            name = partial(self._name, index, lists[0])
-            if group["fused"] == "triton":
-                triton_groups.append((lists, options, name))
+            options = {option: group[option] for option in OPTIONS}
+            ours = group["fused"] == "triton"  # our own kernel steps all of its groups together
+            ours = group["fused"] == "triton"  # our own kernel steps all of its groups together
+            chosen = choose(lists, {} if ours else scaler, beta1=beta1, beta2=beta2,
+                            name=partial(self._name, group), **options)
+            if ours:
+                triton_steps += chosen
                 continue
-            flags = {flag: group[flag] for flag in CHOICE}
-            with torch.set_grad_enabled(group["differentiable"]):
-                take = prepare(*lists, **flags, **options, grad_scale=grad_scale, found_inf=found_inf, name=name)
-            prepared.append((group["differentiable"], take))
-        if triton_groups:
+            steps += chosen
+            for step in chosen:
+                takes.append(torch.enable_grad()(partial(take, step)) if group["differentiable"] else partial(take, step))
+        if not torch.compiler.is_compiling():
+            look(steps)
+        if triton_steps:
             from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
 
             self._triton = self._triton or FusedTriton()
-            groups = [GroupLists(*lists, **options, name=name) for lists, options, name in triton_groups]
-            prepared.append((False, self._triton.prepare(groups, **to_scaler(grad_scale, found_inf))))
-        return prepared
+            groups = [
+                GroupLists(*step.lists, **step.options, name=lambda i, step=step: step.name(step.lists[0][i]))
+                for step in triton_steps
+            ]
+            takes.append(self._triton.prepare(groups, **scaler))
+        return takes
 
-    def _name(self, index: int, params: list[Tensor], i: int) -> str:
-        """What messages call the parameter that is entry i of a group's lists."""
-        group = self.param_groups[index]
-        place = next((j for j, p in enumerate(group["params"]) if p is params[i]), i)
+    def _name(self, group: dict[str, Any], param: Tensor) -> str:
+        """What messages call a parameter: its place in the group, its name and its group where there are such."""
+        place = next((i for i, p in enumerate(group["params"]) if p is param), "(not of this group)")
         named = f" ({group['param_names'][place]})" if "param_names" in group else ""
-        return f"parameter {place}{named}" + (f" of group {index}" if len(self.param_groups) > 1 else "")
+        index = next(i for i, other in enumerate(self.param_groups) if other is group)
+        return f"parameter {place}{named}" + f" of group {index}" * (len(self.param_groups) > 1)
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
         """Fill the lists with the parameters that have a gradient, and their state, made where there is none yet.
@@ -151,31 +157,23 @@ class Adam(Optimizer):
         Name and form are torch's: torch.compile runs this method outside its graph (torch/_dynamo/variables/
         optimizer.py), and subclasses override it. Returns whether a parameter is complex.
         """
-        amsgrad, on_host = group["amsgrad"], not (group["capturable"] or group["fused"])
-        dtypes = (torch.float32,) if group["fused"] else (torch.float32, torch.float64)
-        for p in group["params"]:
-            grad = p.grad
-            if grad is None:
-                continue
-            if grad.layout != torch.strided:
-                raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
-            entry = self.state[p]
-            if not entry:
-                entry = self.state[p] = new_entry(p, group)
-            step = entry["step"]
-            if step.dtype not in dtypes or step.dim() or step.is_cpu != (on_host or p.is_cpu):
-                step = place_step(step, p, group)
-                entry = self.state[p] = {**entry, "step": step}
-            if amsgrad and "max_exp_avg_sq" not in entry:
-                entry = self.state[p] = {**entry, "max_exp_avg_sq": new_entry(p, group)["exp_avg_sq"]}
-            params.append(p)
-            grads.append(grad)
-            exp_avgs.append(entry["exp_avg"])
-            exp_avg_sqs.append(entry["exp_avg_sq"])
-            if amsgrad:
-                max_exp_avg_sqs.append(entry["max_exp_avg_sq"])
-            state_steps.append(step)
-        return any(map(torch.is_complex, params))
+        of_all = [p.grad for p in group["params"]]
+        params.extend(p for p, grad in zip(group["params"], of_all) if grad is not None)
+        grads.extend(grad for grad in of_all if grad is not None)
+        state, amsgrad, beside = self.state, group["amsgrad"], group["capturable"] or group["fused"]
+        entries = [state[p] for p in params]
+        if not all(entries) or amsgrad and not all("max_exp_avg_sq" in entry for entry in entries) or not counts_fit(
+            params, [entry["step"] for entry in entries], beside, group["fused"]
+        ):
+            for p in params:
+                state[p] = complete(state[p], p, group, partial(self._name, group, p))
+            entries = [state[p] for p in params]
+        if amsgrad:
+            max_exp_avg_sqs.extend(entry["max_exp_avg_sq"] for entry in entries)
+        exp_avgs.extend(entry["exp_avg"] for entry in entries)
+        exp_avg_sqs.extend(entry["exp_avg_sq"] for entry in entries)
+        state_steps.extend(entry["step"] for entry in entries)
+        return any(map(Tensor.is_complex, params))
 
     def _refuse_capture_without_the_flag(self) -> None:
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
@@ -224,8 +222,8 @@ class AdamW(Adam):
         super().__setstate__(state)
 
 
-ARITHMETIC = ("lr", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize")
-CHOICE = ("foreach", "capturable", "differentiable", "fused")
+OPTIONS = ("lr", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize", "foreach", "capturable",
+           "differentiable", "fused")  # a group's, less betas
 
 
 def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tensor, float | Tensor]:
@@ -264,15 +262,25 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     return tuple(map(to_scalar, betas))
 
 
-def new_entry(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """The state of a parameter that starts now: count 0 where the group's flags want it, moments 0.
+def complete(
+    entry: dict[str, Any], param: Tensor, group: dict[str, Any], name: Callable[[], str]
+) -> dict[str, Any]:
+    """A new entry of the state from what there is of one: moments are made, a count comes where the flags want it.
 
-    Outside of inference mode: what is made there could never be written outside again.
+    Made outside of inference mode: what is made inside could never be written outside again.
     """
+    step = entry["step"] if entry else 0.0
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise RuntimeError(f"cannot step {name()}: its step has shape {tuple(step.shape)}, where one number is needed. "
+                           "Set it, optimizer.state[p]['step'] = torch.tensor(t), or start anew: del optimizer.state[p]")
     with torch.inference_mode(False):
-        step = place_step(0.0, param, group)
-        m, v = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in "mv")
-    return dict(step=step, exp_avg=m, exp_avg_sq=v)
+        zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
+        if not entry:
+            entry = dict(step=step, exp_avg=zeros(), exp_avg_sq=zeros())
+        entry = {**entry, "step": place_step(step, param, group)}
+        if group["amsgrad"] and "max_exp_avg_sq" not in entry:
+            entry["max_exp_avg_sq"] = zeros()
+    return entry
 
 
 def step_dtype(group: dict[str, Any]) -> torch.dtype:
@@ -281,28 +289,18 @@ def step_dtype(group: dict[str, Any]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def new_entry(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """The state of a parameter that starts now: count 0 where the group's flags want it, moments 0.
-
-    Outside inference mode also where that is on: what is made there could never be written outside again.
-    """
-    with torch.inference_mode(False):
-        on_host = not (group["capturable"] or group["fused"])
-        step = torch.tensor(0.0, dtype=step_dtype(group), device="cpu" if on_host else param.device)
-        m, v = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in "mv")
-    return dict(step=step, exp_avg=m, exp_avg_sq=v)
-
-
 def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Tensor:
     """A count as the group's flags want it now; a checkpoint, a flag or the user may have moved it.
 
     Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, and then stand still.
     """
-    step = step.detach() if isinstance(step, Tensor) else torch.tensor(float(step), dtype=step_dtype(group))
+    if not isinstance(step, Tensor):
+        step = torch.tensor(float(step), dtype=step_dtype(group), device="cpu")
     device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
     dtype = step.dtype if step.dtype == torch.float64 and not group["fused"] else torch.float32
-    with torch.inference_mode(False):
-        return step.reshape(() if step.numel() == 1 else step.shape).to(device=device, dtype=dtype, copy=True)
+    if step.device == device and step.dtype == dtype and not step.dim():
+        return step
+    return step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
 
 
 def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
