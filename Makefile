@@ -34,7 +34,7 @@ EXPORTS := tests/notebooks/test_kaggle.py tests/notebooks/test_pages.py
 test-package: $(READY)
 	$(PYTEST) tests $(addprefix --ignore=,$(EXPORTS))
 test-notebooks: $(READY)
-	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=tests/nbval.cfg \
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 \
 		notebooks $(EXPORTS)
 
 paths: $(READY)  ## run the notebooks under the code paths of other processors (some 20 minutes); nothing may differ
