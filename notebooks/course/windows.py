@@ -29,11 +29,11 @@ SHOWN = (60, 120, 300, 1000, 3000)  # lengths of the time axis
 # the digits with Adam at its defaults, batches of 32 drawn at random. The weight leads from pixel 43 to hidden unit 73.
 # The unit sleeps for 36 steps.
 DIGITS = (
-    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 145, 0, 0,
-    112, 230, 0, 0, 0, 78, -71, 229, 0, 0, 9, 0, -53, -16, -19, 0, -4, 520, 23, 385, 177, 310, 246, 151, -241, 130, 91, 208,
-    156, 222, 304, 378, 155, 220, 498, 378, 574, 758, 420, -6, 390, -97, 447, 286, 431, 258, 726, 550, 575, 487, 635, 446,
-    292, 630, 1047, 1419, 233, 77, 319, 168, 354, 117, 239, 559, -6, 52, -83, -13, 349, 249, 205, 63, -81, 68, 892, 379, 352,
-    272, 585, 500, 64,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    145, 0, 0, 112, 230, 0, 0, 0, 78, -71, 229, 0, 0, 9, 0, -53, -16, -19, 0, -4, 520, 23, 385, 177, 310, 246,
+    151, -241, 130, 91, 208, 156, 222, 304, 378, 155, 220, 498, 378, 574, 758, 420, -6, 390, -97, 447, 286, 431,
+    258, 726, 550, 575, 487, 635, 446, 292, 630, 1047, 1419, 233, 77, 319, 168, 354, 117, 239, 559, -6, 52, -83,
+    -13, 349, 249, 205, 63, -81, 68, 892, 379, 352, 272, 585, 500, 64,
 )  # fmt: skip
 PRESETS = {  # name -> (what its dial says, where the dial starts)
     "constant": (None, None),
@@ -115,7 +115,7 @@ def _asleep(zeros):
 
 
 def _noise(n):
-    """n numbers of mean 0 and variance 1, nearly normal: sums of twelve from a small generator that a browser has too."""
+    """n numbers of mean 0 and variance 1, nearly normal: sums of twelve from a generator that a browser has too."""
     seed, noise = 1, []
     for _ in range(n):
         total = 0.0
@@ -255,8 +255,8 @@ def label(now, seen, name):
 def title(now, seen):
     """The claim that the numbers at t bear out."""
     (m, v), ratio = ("m̂", "v̂") if now.correction is not False else ("m", "v"), seen.ratio[now.t - 1]
-    place = f"{m} and √{v} agree" if 0.995 < abs(ratio) < 1.005 else f"{m} is {'ahead of' if abs(ratio) > 1 else 'behind'} √{v}"
-    return f"{place}: the step is {number(ratio)} α"
+    place = "and" if 0.995 < abs(ratio) < 1.005 else "is ahead of" if abs(ratio) > 1 else "is behind"
+    return f"{m} {place} √{v}{' agree' * (place == 'and')}: the step is {number(ratio)} α"
 
 
 def steps(t):
@@ -303,7 +303,8 @@ def still(now, seen):
     low = min(0, _density(seen, sum(seen.windows["m"][2:])).min()) * 1.3
     for ax, name, color, symbol in zip((m_ax, v_ax), "mv", ("blue", "red"), names(now)):
         _draw_window(ax, seen, name, color)
-        ax.text(0.02, 0.97, label(now, seen, name), color=COLORS[color], weight="bold", va="top", transform=ax.transAxes)
+        words = dict(color=COLORS[color], weight="bold", va="top", transform=ax.transAxes)
+        ax.text(0.02, 0.97, label(now, seen, name), **words)
         ax.set(xscale="log", xlim=(1, seen.ages[-1]), ylim=(low, top), yticks=[], ylabel=f"window of {symbol}")
     decades = 10 ** np.arange(round(math.log10(seen.ages[-1])) + 1)
     v_ax.set_xticks(decades, [f"{d}" if d < 10_000 else f"10{'⁴⁵⁶'[len(str(d)) - 5]}" for d in decades])
@@ -322,7 +323,8 @@ def _draw_stream(ax, now, seen):
         ax.plot([1 - lead, 0.4], [0, 0], color=COLORS["grey"], linestyle="-", linewidth=4, solid_capstyle="butt")
         ax.text(0.2, 0.08, "asleep", color="#595959", fontsize=14, ha="right")
     ax.axvline(now.t, color=COLORS["black"], linestyle=":", linewidth=1.5)
-    ax.set(ylim=(1.3 * min(0, height[: now.t].min()), 1.3), yticks=[], ylabel="gradient", xlim=(0.4 - lead, now.shown + 1))
+    ax.set(ylim=(1.3 * min(0, height[: now.t].min()), 1.3), yticks=[], ylabel="gradient")
+    ax.set_xlim(0.4 - lead, now.shown + 1)
     ax.grid(False)
 
 
@@ -343,7 +345,7 @@ def _draw_ratio(ax, now, seen):
     low = np.count_nonzero(seen.bound <= ceiling)  # where the bound leaves the picture
     if not low:
         return
-    place = dict(ha="right", va="bottom") if low == now.shown else dict(ha="left" if low < now.shown / 2 else "right", va="top")
+    place = dict(ha="left" if low < now.shown / 2 else "right", va="bottom" if low == now.shown else "top")
     ax.text(low, seen.bound[low - 1] * 1.02, " the longest there can be ", color="#595959", fontsize=14, **place)
 
 
@@ -381,8 +383,8 @@ def alt(now, seen):
     """The picture for readers who cannot see it."""
     what = now.preset or "given"
     return (
-        f"Four panels about step {now.t} of a stream of gradients ({what}). Left: the gradients over time, and below them "
-        "the step in units of α with its bound. Right: the windows of m and v over the age of a gradient, on one "
+        f"Four panels about step {now.t} of a stream of gradients ({what}). Left: the gradients over time, and below "
+        "them the step in units of α with its bound. Right: the windows of m and v over the age of a gradient, on one "
         "logarithmic axis, an area being a share of the weight: " + sentence(now, seen) + "."
     )
 
