@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .functional import choose, counts_fit, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler
+from .functional import (
+    Step, WrongCount, choose, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
+)
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
 FORMER_DEFAULTS = {
@@ -101,46 +103,56 @@ class Adam(Optimizer):
         return loss
 
     def _take_step(self) -> None:
-        before = None if torch.compiler.is_compiling() else self.state.copy()
+        if torch.compiler.is_compiling():
+            plain, *_ = self._choose({})
+            take(plain)
+            return
+        before = self.state.copy()  # entries are made and exchanged, never changed, so this is all of it
         try:
-            takes = self._prepare(to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None)))
+            takes = self._look()
         except Exception:
-            self.state.clear()  # entries are made and exchanged, never changed: no state is left of a refused step
+            self.state.clear()
             self.state.update(before)
             raise
-        for take_group in takes:
-            take_group()
+        for take_steps in takes:
+            take_steps()
 
-    def _prepare(self, scaler: dict[str, Tensor]) -> list[Callable[[], None]]:
+    def _look(self) -> list[Callable[[], None]]:
         """Look at all groups; raise where one cannot be stepped, return what steps them."""
-        steps, takes, triton_steps = [], [], []
-        for group in self.param_groups:
-            lists = [], [], [], [], [], []
-            self._init_group(group, *lists)
-            beta1, beta2 = group["betas"]
-            options = {option: group[option] for option in OPTIONS}
-            ours = group["fused"] == "triton"  # our own kernel steps all of its groups together
-            ours = group["fused"] == "triton"  # our own kernel steps all of its groups together
-            chosen = choose(lists, {} if ours else scaler, beta1=beta1, beta2=beta2,
-                            name=partial(self._name, group), **options)
-            if ours:
-                triton_steps += chosen
-                continue
-            steps += chosen
-            for step in chosen:
-                takes.append(torch.enable_grad()(partial(take, step)) if group["differentiable"] else partial(take, step))
-        if not torch.compiler.is_compiling():
-            look(steps)
-        if triton_steps:
+        scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        try:
+            plain, differentiable, ours = self._choose(scaler)
+        except WrongCount:  # as a flag, a checkpoint or the user has left it: bring it where it belongs, look again
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if self.state.get(p):
+                        self.state[p] = complete(self.state[p], p, group)
+            plain, differentiable, ours = self._choose(scaler)
+        takes = [partial(take, plain)]
+        if differentiable:
+            takes.append(torch.enable_grad()(partial(take, differentiable)))
+        if ours:
             from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
 
             self._triton = self._triton or FusedTriton()
             groups = [
                 GroupLists(*step.lists, **step.options, name=lambda i, step=step: step.name(step.lists[0][i]))
-                for step in triton_steps
+                for step in ours
             ]
             takes.append(self._triton.prepare(groups, **scaler))
         return takes
+
+    def _choose(self, scaler: dict[str, Tensor]) -> tuple[list[Step], list[Step], list[Step]]:
+        """The steps of all groups, looked at: plain ones, those that autograd follows, those of our own kernel."""
+        plain, differentiable, ours = [], [], []
+        for group in self.param_groups:
+            lists = [], [], [], [], [], []
+            self._init_group(group, *lists)
+            steps = ours if group["fused"] == "triton" else differentiable if group["differentiable"] else plain
+            steps += choose(lists, group, scaler, partial(self._name, group))
+        if not torch.compiler.is_compiling():
+            look(plain + differentiable + ours)
+        return plain, differentiable, ours
 
     def _name(self, group: dict[str, Any], param: Tensor) -> str:
         """What messages call a parameter: its place in the group, its name and its group where there are such."""
@@ -157,22 +169,19 @@ class Adam(Optimizer):
         Name and form are torch's: torch.compile runs this method outside its graph (torch/_dynamo/variables/
         optimizer.py), and subclasses override it. Returns whether a parameter is complex.
         """
-        of_all = [p.grad for p in group["params"]]
-        params.extend(p for p, grad in zip(group["params"], of_all) if grad is not None)
-        grads.extend(grad for grad in of_all if grad is not None)
-        state, amsgrad, beside = self.state, group["amsgrad"], group["capturable"] or group["fused"]
-        entries = [state[p] for p in params]
-        if not all(entries) or amsgrad and not all("max_exp_avg_sq" in entry for entry in entries) or not counts_fit(
-            params, [entry["step"] for entry in entries], beside, group["fused"]
-        ):
-            for p in params:
-                state[p] = complete(state[p], p, group, partial(self._name, group, p))
-            entries = [state[p] for p in params]
-        if amsgrad:
-            max_exp_avg_sqs.extend(entry["max_exp_avg_sq"] for entry in entries)
-        exp_avgs.extend(entry["exp_avg"] for entry in entries)
-        exp_avg_sqs.extend(entry["exp_avg_sq"] for entry in entries)
-        state_steps.extend(entry["step"] for entry in entries)
+        state, amsgrad = self.state, group["amsgrad"]
+        for p in group["params"]:
+            if (grad := p.grad) is not None:
+                entry = state[p]
+                if not entry or amsgrad and "max_exp_avg_sq" not in entry:
+                    entry = state[p] = complete(entry, p, group)
+                params.append(p)
+                grads.append(grad)
+                exp_avgs.append(entry["exp_avg"])
+                exp_avg_sqs.append(entry["exp_avg_sq"])
+                if amsgrad:
+                    max_exp_avg_sqs.append(entry["max_exp_avg_sq"])
+                state_steps.append(entry["step"])
         return any(map(Tensor.is_complex, params))
 
     def _refuse_capture_without_the_flag(self) -> None:
@@ -222,10 +231,6 @@ class AdamW(Adam):
         super().__setstate__(state)
 
 
-OPTIONS = ("lr", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize", "foreach", "capturable",
-           "differentiable", "fused")  # a group's, less betas
-
-
 def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tensor, float | Tensor]:
     """Check the options of a group, in torch's order and with its exception types; return the betas, 0-dim.
 
@@ -258,26 +263,19 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
         raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
     if group["fused"] not in (None, True, False, "triton"):
         raise ValueError(f"Invalid fused value: {group['fused']!r}. Use True, False, None or 'triton'")
-    refuse_combinations(foreach=foreach, differentiable=group["differentiable"], fused=group["fused"])
+    refuse_combinations(foreach, group["differentiable"], group["fused"])
     return tuple(map(to_scalar, betas))
 
 
-def complete(
-    entry: dict[str, Any], param: Tensor, group: dict[str, Any], name: Callable[[], str]
-) -> dict[str, Any]:
-    """A new entry of the state from what there is of one: moments are made, a count comes where the flags want it.
+def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    """A new entry of the state from what there is of one: moments are made, the count comes where the flags want it.
 
     Made outside of inference mode: what is made inside could never be written outside again.
     """
-    step = entry["step"] if entry else 0.0
-    if isinstance(step, Tensor) and step.numel() != 1:
-        raise RuntimeError(f"cannot step {name()}: its step has shape {tuple(step.shape)}, where one number is needed. "
-                           "Set it, optimizer.state[p]['step'] = torch.tensor(t), or start anew: del optimizer.state[p]")
     with torch.inference_mode(False):
         zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
-        if not entry:
-            entry = dict(step=step, exp_avg=zeros(), exp_avg_sq=zeros())
-        entry = {**entry, "step": place_step(step, param, group)}
+        entry = entry or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
+        entry = {**entry, "step": place_step(entry["step"], param, group)}
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
     return entry
@@ -298,8 +296,8 @@ def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Te
         step = torch.tensor(float(step), dtype=step_dtype(group), device="cpu")
     device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
     dtype = step.dtype if step.dtype == torch.float64 and not group["fused"] else torch.float32
-    if step.device == device and step.dtype == dtype and not step.dim():
-        return step
+    if step.numel() != 1 or step.device == device and step.dtype == dtype and not step.dim():
+        return step  # more than one number is for the step to refuse, which knows the name
     return step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
 
 
