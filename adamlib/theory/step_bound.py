@@ -31,6 +31,7 @@ from adamlib.theory.algorithm1 import algorithm1
 
 __all__ = [
     "angle_to_worst",
+    "averaging_weights",
     "constant_after_zeros_ratio",
     "extremal_gradients",
     "growth_ratio",
@@ -38,6 +39,16 @@ __all__ = [
     "step_ratios",
     "worst_ratio",
 ]
+
+
+def averaging_weights(beta: float, t: int) -> np.ndarray:
+    """The weights that a bias-corrected moving average gives to the last t values, newest first.
+
+    Shape (t,), sum 1. `averaging_weights(β₁, t)` are the a_k of m̂, `averaging_weights(β₂, t)` the b_k of v̂.
+    """
+    _check_betas(beta=beta)
+    t = _one_t(t)
+    return (1 - beta) / _fraction_of_window(beta, t) * beta ** np.arange(t)
 
 
 def step_ratios(gradients, beta1: float, beta2: float) -> np.ndarray:

@@ -33,6 +33,18 @@ def test_closed_form_and_rational_arithmetic_are_one_number(betas):
         assert sb.worst_ratio(*betas, t) ** 2 == pytest.approx(float(exact), rel=1e-13)
 
 
+def test_weights_are_probabilities_and_reproduce_both_moments():
+    grads = np.random.default_rng(0).standard_t(2, size=300)
+    run = algorithm1(0.0, grads, betas=DEFAULTS)
+    for t in (1, 2, 50, 300):
+        a, b = sb.averaging_weights(0.9, t), sb.averaging_weights(0.999, t)
+        newest_first = grads[:t][::-1]
+        assert a.sum() == pytest.approx(1, rel=1e-13) and b.sum() == pytest.approx(1, rel=1e-13)
+        assert a @ newest_first == pytest.approx(run.m_hat[t - 1], rel=1e-12)
+        assert b @ newest_first**2 == pytest.approx(run.v_hat[t - 1], rel=1e-11)
+    assert sb.averaging_weights(0.0, 3).tolist() == [1.0, 0.0, 0.0]
+
+
 def test_step_ratios_are_the_steps_of_torch():
     grads = np.random.default_rng(1).standard_t(2, size=100)
     θ = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -361,7 +373,7 @@ def test_corner_cases():
         (lambda: sb.worst_ratio(0.9, math.nan, 1), r"beta2 must lie in \[0, 1\)"),
         (lambda: sb.worst_ratio(0.9, 0.999, 0), "t counts steps"),
         (lambda: sb.worst_ratio(0.9, 0.999, [1, 2.5]), "t counts steps"),
-        (lambda: sb.extremal_gradients(0.9, 0.999, math.inf), "t must be finite here"),
+        (lambda: sb.averaging_weights(0.9, math.inf), "t must be finite here"),
         (lambda: sb.extremal_gradients(0.9, 0.999, [1, 2]), "t must be one number"),
         (lambda: sb.angle_to_worst(1.0, 1.0, 0, 0.9, 0.999), "t counts steps"),
         (lambda: sb.extremal_gradients(0.9, 0.999, 100_000), "overflow a squared double: .* at most 6708"),

@@ -22,7 +22,10 @@ from adamlib.theory.step_bound import constant_after_zeros_ratio, worst_ratio
 __all__ = ["first_response", "runaway_loss", "worst_wake_up", "worst_without_correction", "zeros_to_exceed"]
 
 
-@check(start="the largest of steps_in_alpha([0.0] * z + [1.0] * 100, eps=1e-30), for a few z; with ε = 0 zeros give 0/0")
+@check(
+    start="the largest of steps_in_alpha([0.0] * z + [1.0] * 100, eps=1e-30), for a few z; "
+    "with ε = 0 zeros give 0/0"
+)
 def zeros_to_exceed(reader):
     """fn(level, beta1, beta2): the fewest zeros after which a constant gradient steps above level·α."""
     cases = [
@@ -31,12 +34,13 @@ def zeros_to_exceed(reader):
         (1.5, 0.9, 0.99, "both betas: nothing may stay at the defaults"),
         (3.0, 0.0, 0.99, "β1 = 0: the first gradient after the silence makes the largest step"),
         (1.1, 0.6, 0.9, "short windows: fewer zeros, and an earlier peak"),
+        (0.5, 0.9, 0.999, "without a silence a constant gradient makes steps of α: then no zero is needed"),
     ]
     for level, beta1, beta2, look in cases:
         want = _zeros_to_exceed(level, beta1, beta2)
         call = f"zeros_to_exceed({level:.4g}, {beta1}, {beta2})"
         expect(reader(level, beta1, beta2), want, tried=call, look=look)
-    return "agrees for 5 levels and betas"
+    return "agrees for 6 levels and betas"
 
 
 @check(start="the proof of Theorem 1: which h_k give equality when only k < n are free?")
