@@ -85,6 +85,9 @@ def adamw(reader):
     _run(yours, want, 1, "one step", "L2 or decoupled? θ ← (1 − αλ)θ first, then Adam's step without any λ")
     _run(yours, want, 40, "41 steps", "the bias corrections, which change with t, and ε outside the root")
 
+    yours, want = _pair(reader, {}, shapes=[(6,)])
+    _run(yours, want, 3, "no options, 3 steps", "the defaults: torch's lr, betas, eps and weight_decay of AdamW")
+
     yours, want = _pair(reader, plain, shapes=[(6,), (2, 3)], groups=({"lr": 0.1}, {"weight_decay": 0.0}))
     _run(yours, want, 5, "two groups, the first with lr 0.1, the second with weight_decay 0",
          "group[...]: a group has its own options; self.defaults fills in what it leaves out")  # fmt: skip
