@@ -6,7 +6,7 @@ import torch
 import adamlib
 from course import op_meter, parameter_sets
 from adamlib.functional import CPU_PART
-from course.op_meter import OpMeter
+from course.op_meter import OpMeter, Visits
 
 VARIANTS = {"for-loop": dict(foreach=False), "foreach": dict(foreach=True), "fused": dict(fused=True)}
 RESNET18 = parameter_sets.resnet18()
@@ -134,6 +134,26 @@ def test_meters_nest():
         with OpMeter() as inner:
             A + B  # noqa: B018
     assert (outer.calls, inner.calls) == (2, 1)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_visits_number_the_calls_by_tensor(foreach):
+    """The for-loop goes by rows of tensors, foreach by columns; the counts belong to no row."""
+    optimizer = optimizer_on([(5,)] * 3, torch.optim, foreach=foreach)
+    rows = [(p, p.grad, state["exp_avg"], state["exp_avg_sq"]) for p, state in optimizer.state.items()]
+    with Visits(rows) as visits:
+        optimizer.step()
+    first = [1, 1, 1] if foreach else [1, 8, 15]
+    assert visits.table == [[*range(start, start + 7)] for start in first]
+
+
+def test_visits_leave_out_views_and_strangers():
+    a, b = torch.ones(4), torch.ones(4)
+    with Visits([(a,)]) as visits:
+        a.view(2, 2), b.add_(1)
+        root = a.sqrt()  # a temporary of the row belongs to it
+        root.add_(1)
+    assert visits.table == [[1, 2]]
 
 
 # ------------------------------------------------------------------------ one step on ResNet-18's tensors
