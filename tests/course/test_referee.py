@@ -1,10 +1,11 @@
-"""The referee of chapter 03 accepts PyTorch's Adam in every bit, and nothing that is only near it."""
+"""The referee of chapters 03 and 04 accepts PyTorch's Adam in every bit, and nothing that is only near it."""
 
 import pytest
 import torch
 
 import adamlib
-from course.referee import same_as_torch, same_bits
+from adamlib.variants.foreach import adam_foreach
+from course.referee import same_as_torch, same_bits, same_in_lists
 
 
 def test_bits_are_more_than_numbers():
@@ -52,3 +53,28 @@ def test_another_option_is_seen():
             super().__init__(params, maximize=True, **options)
 
     assert not same_as_torch(Uphill)
+
+
+PLAIN = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
+             amsgrad=False, maximize=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, dict(amsgrad=True, weight_decay=0.1, maximize=True)], ids=["plain", "options"])
+def test_steps_in_lists(dtype, options):
+    """adamlib's foreach has torch's bits; with one number changed, in the weights or in the state alone, it has not."""
+    def step(*lists, change=(), **given):
+        adam_foreach(*lists, **PLAIN | given | dict(change))
+
+    assert same_in_lists(step, dtype, **options)
+    for change in (dict(beta1=0.8), dict(beta2=0.9), dict(lr=2e-3), dict(weight_decay=0.5)):
+        assert not same_in_lists(lambda *lists, **given: step(*lists, change=change, **given), dtype, **options)
+
+
+def test_lists_with_a_count_for_all_do_not_pass():
+    """The second tensor misses steps, so its count is its own."""
+    def step(*lists, **given):
+        *tensors, ts = lists
+        adam_foreach(*tensors, [max(ts)] * len(ts), **PLAIN | given)
+
+    assert not same_in_lists(step)
