@@ -226,9 +226,9 @@ class AdamW(Adam):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for group in state["param_groups"] if "param_groups" in state else self.param_groups:
-            group["decoupled_weight_decay"] = True
         super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
 
 
 def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tensor, float | Tensor]:
