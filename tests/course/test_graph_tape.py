@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import adamlib
-from course.graph_tape import CaptureError, GraphTape, device_tensors, eagerly, on_tape, verdict
+from course.graph_tape import CaptureError, GraphTape, cuda_works, device_tensors, eagerly, on_tape, verdict
 
 SHAPES = [(5, 3), (7,), ()]
 SINGLE, FOREACH = dict(foreach=False, capturable=True), dict(foreach=True, capturable=True)
@@ -367,6 +367,18 @@ def test_eagerly_on_tape_and_verdict():
     assert verdict(lambda: x + 1, x=x) == "permitted"
     assert verdict(lambda: x.sum().item(), x=x) == "refused: host sync"
     assert verdict(lambda: x + torch.ones(4), x=x) == "refused: host memory"
+
+
+def test_a_device_that_is_listed_and_runs_nothing_is_told(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("no kernel image is available\nfor execution")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fails)
+    assert not cuda_works()
+    assert capsys.readouterr().out == (
+        "A CUDA device is listed, but an operation on it fails: no kernel image is available\n"
+    )
 
 
 def test_factories_are_where_device_says():
