@@ -278,7 +278,7 @@ def verdict(block, **tensors):
 
 
 def cuda_works():
-    """Whether a CUDA device is there and computes; if not, one sentence says so. (One may be listed and run nothing.)"""
+    """Whether a CUDA device is there and computes; if not, one sentence says why. (A listed one may run nothing.)"""
     if not torch.cuda.is_available():
         print("No CUDA device here. With one, the same runs are done with real CUDA graphs.")
         return False
