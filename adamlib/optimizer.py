@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .functional import (
-    Step, WrongCount, choose, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
+    Step, choose, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
 )
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
@@ -36,8 +36,8 @@ class Adam(Optimizer):
         differentiable: autograd goes through the step; parameters may be non-leaf tensors.
         decoupled_weight_decay: decay as in AdamW (Loshchilov & Hutter 2019), with λ multiplied by α.
 
-    Raises ValueError, TypeError or RuntimeError, as torch does. A step refuses before anything is changed what can
-    be seen by looking at the groups; where the arithmetic itself fails, the tensors before that are stepped.
+    Raises ValueError, TypeError or RuntimeError, as torch does. A step of all groups is the for-loop's, to rounding, or
+    it raises before a parameter, a moment or a count has changed.
     """
 
     _triton = None  # our own kernel with its tables, which belong to no state
@@ -109,7 +109,12 @@ class Adam(Optimizer):
             return
         before = self.state.copy()  # entries are made and exchanged, never changed, so this is all of it
         try:
-            takes = self._look()
+            try:
+                takes = self._prepare()
+            except RuntimeError:
+                if not self._place_counts():
+                    raise
+                takes = self._prepare()
         except Exception:
             self.state.clear()
             self.state.update(before)
@@ -117,17 +122,10 @@ class Adam(Optimizer):
         for take_steps in takes:
             take_steps()
 
-    def _look(self) -> list[Callable[[], None]]:
+    def _prepare(self) -> list[Callable[[], None]]:
         """Look at all groups; raise where one cannot be stepped, return what steps them."""
         scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        try:
-            plain, differentiable, ours = self._choose(scaler)
-        except WrongCount:  # as a flag, a checkpoint or the user has left it: bring it where it belongs, look again
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if self.state.get(p):
-                        self.state[p] = complete(self.state[p], p, group)
-            plain, differentiable, ours = self._choose(scaler)
+        plain, differentiable, ours = self._choose(scaler)
         takes = [partial(take, plain)]
         if differentiable:
             takes.append(torch.enable_grad()(partial(take, differentiable)))
@@ -136,11 +134,21 @@ class Adam(Optimizer):
 
             self._triton = self._triton or FusedTriton()
             groups = [
-                GroupLists(*step.lists, **step.options, name=lambda i, step=step: step.name(step.lists[0][i]))
-                for step in ours
+                GroupLists(*lists, **options, name=lambda i, name=name, params=lists[0]: name(params[i]))
+                for _, lists, options, name in ours
             ]
             takes.append(self._triton.prepare(groups, **scaler))
         return takes
+
+    def _place_counts(self) -> bool:
+        """Bring counts where the groups' flags want them now; whether one was elsewhere."""
+        moved = False
+        for group in self.param_groups:
+            for p in group["params"]:
+                if entry := self.state.get(p):
+                    self.state[p] = complete(entry, p, group)
+                    moved |= self.state[p]["step"] is not entry["step"]
+        return moved
 
     def _choose(self, scaler: dict[str, Tensor]) -> tuple[list[Step], list[Step], list[Step]]:
         """The steps of all groups, looked at: plain ones, those that autograd follows, those of our own kernel."""
@@ -281,52 +289,40 @@ def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dic
     return entry
 
 
-def step_dtype(group: dict[str, Any]) -> torch.dtype:
-    """float32 (the kernels read a float), float64 where that is the default dtype; exact to 2²⁴ steps."""
-    wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
-    return torch.float64 if wide else torch.float32
-
-
 def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Tensor:
     """A count as the group's flags want it now; a checkpoint, a flag or the user may have moved it.
 
+    float32 (the kernels read a float; exact to 2²⁴ steps), in torch's way float64 where that is the default dtype.
     Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, and then stand still.
     """
     if not isinstance(step, Tensor):
-        step = torch.tensor(float(step), dtype=step_dtype(group), device="cpu")
+        wide = torch.get_default_dtype() == torch.float64
+        step = torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32, device="cpu")
     device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
-    dtype = step.dtype if step.dtype == torch.float64 and not group["fused"] else torch.float32
-    if step.numel() != 1 or step.device == device and step.dtype == dtype and not step.dim():
-        return step  # more than one number is for the step to refuse, which knows the name
+    dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
+    if step.numel() != 1 or step.is_meta or step.device == device and step.dtype == dtype and not step.dim():
+        return step  # what cannot be a count is for the step to refuse, which knows the parameter's name
     return step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
 
 
 def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
     """A parameter's loaded state, checked, its count where the group's flags want it, its tensors our own."""
+    at = f"loaded state dict: the state of parameter {where}"
     if not isinstance(entry, dict):
-        raise ValueError(f"loaded state dict: the state of parameter {where} is {type(entry).__name__}, not a dict")
+        raise ValueError(f"{at} is {type(entry).__name__}, not a dict")
     own = dict(entry)
     for key in ("step", "exp_avg", "exp_avg_sq"):
         if key not in own:
-            raise ValueError(
-                f"loaded state dict: the state of parameter {where} has no {key!r} (it has {sorted(own)}); "
-                "was it saved by another optimizer?"
-            )
+            raise ValueError(f"{at} has no {key!r} (it has {sorted(own)}); was it saved by another optimizer?")
     for key, value in own.items():
-        if key.endswith(("exp_avg", "exp_avg_sq")) and (
-            not isinstance(value, Tensor) or value.shape != param.shape
-        ):
-            raise ValueError(
-                f"loaded state dict: {key} of parameter {where} has shape "
-                f"{tuple(getattr(value, 'shape', ()))}, the parameter {tuple(param.shape)}; "
-                "load it into the model it was saved from"
-            )
+        shape = getattr(value, "shape", ())
+        if key.endswith(("exp_avg", "exp_avg_sq")) and (not isinstance(value, Tensor) or shape != param.shape):
+            raise ValueError(f"{at}: {key} has shape {tuple(shape)}, the parameter {tuple(param.shape)}; "
+                             "load it into the model it was saved from")
         if copy and isinstance(value, Tensor):
             own[key] = value.clone(memory_format=torch.preserve_format)
     step = own["step"]
-    if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))):
-        raise ValueError(
-            f"loaded state dict: step of parameter {where} must be one number, but it is {step!r}"
-        )
+    if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))) or not step >= 0:
+        raise ValueError(f"{at}: step must be one number, 0 or more, but it is {step!r}")
     own["step"] = place_step(step, param, group)
     return own
