@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .functional import (
-    Step, choose, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
+    FLAGS, Step, choose, count, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
 )
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
@@ -66,11 +66,9 @@ class Adam(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What a GradScaler asks: may it leave unscaling and skipping to the step? Only if all groups are fused.
-
-        Somebody else's answer may be set, as on torch's optimizers; deleting one is answering no.
-        """
-        answer = self.__dict__.get("_amp_answer")
+        """What a GradScaler asks: may it leave unscaling and skipping to the step? Yes, if all groups are fused, and
+        nobody has set another answer, as can be done with torch's optimizers; deleting it is answering no."""
+        answer = vars(self).get("_amp_answer")
         return all(group["fused"] for group in self.param_groups) if answer is None else answer
 
     @_step_supports_amp_scaling.setter
@@ -89,8 +87,12 @@ class Adam(Optimizer):
         form; fused and differentiable steps stay outside of it and run as always.
         """
         compiling = torch.compiler.is_compiling()
-        if not compiling:
-            self._refuse_capture_without_the_flag()
+        capturing = not compiling and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError(
+                f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
+                "param_groups' capturable is False: its count would be frozen. Construct it with capturable=True"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -103,42 +105,49 @@ class Adam(Optimizer):
         return loss
 
     def _take_step(self) -> None:
+        scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         if torch.compiler.is_compiling():
-            plain, *_ = self._choose({})
-            take(plain)
+            steps = self._choose(scaler)
+            take(steps, count(steps))
             return
         before = self.state.copy()  # entries are made and exchanged, never changed, so this is all of it
         try:
             try:
-                takes = self._prepare()
+                steps = self._choose(scaler)
             except RuntimeError:
                 if not self._place_counts():
                     raise
-                takes = self._prepare()
+                steps = self._choose(scaler)
+            plain, ours = [s for s in steps if s.variant in FLAGS], [s for s in steps if s.variant not in FLAGS]
+            launch = self._prepare_triton(ours, scaler) if ours else None
+            ts = count(plain)
         except Exception:
             self.state.clear()
             self.state.update(before)
             raise
-        for take_steps in takes:
-            take_steps()
+        take(plain, ts, follow=True)
+        if launch is not None:
+            launch()
 
-    def _prepare(self) -> list[Callable[[], None]]:
-        """Look at all groups; raise where one cannot be stepped, return what steps them."""
-        scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        plain, differentiable, ours = self._choose(scaler)
-        takes = [partial(take, plain)]
-        if differentiable:
-            takes.append(torch.enable_grad()(partial(take, differentiable)))
-        if ours:
-            from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
+    def _choose(self, scaler: dict[str, Tensor]) -> list[Step]:
+        """The steps of all groups, looked at."""
+        steps = []
+        for group in self.param_groups:
+            lists = [], [], [], [], [], []
+            self._init_group(group, *lists)
+            steps += choose(lists, group, scaler, partial(self._name, group))
+        if not torch.compiler.is_compiling():
+            look(steps)
+        return steps
 
-            self._triton = self._triton or FusedTriton()
-            groups = [
-                GroupLists(*lists, **options, name=lambda i, name=name, params=lists[0]: name(params[i]))
-                for _, lists, options, name in ours
-            ]
-            takes.append(self._triton.prepare(groups, **scaler))
-        return takes
+    def _prepare_triton(self, steps: list[Step], scaler: dict[str, Tensor]) -> Callable[[], None]:
+        from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
+
+        self._triton = self._triton or FusedTriton()
+        return self._triton.prepare([
+            GroupLists(*lists, **options, name=lambda i, name=name, params=lists[0]: name(params[i]))
+            for _, lists, options, name in steps
+        ], **scaler)
 
     def _place_counts(self) -> bool:
         """Bring counts where the groups' flags want them now; whether one was elsewhere."""
@@ -149,18 +158,6 @@ class Adam(Optimizer):
                     self.state[p] = complete(entry, p, group)
                     moved |= self.state[p]["step"] is not entry["step"]
         return moved
-
-    def _choose(self, scaler: dict[str, Tensor]) -> tuple[list[Step], list[Step], list[Step]]:
-        """The steps of all groups, looked at: plain ones, those that autograd follows, those of our own kernel."""
-        plain, differentiable, ours = [], [], []
-        for group in self.param_groups:
-            lists = [], [], [], [], [], []
-            self._init_group(group, *lists)
-            steps = ours if group["fused"] == "triton" else differentiable if group["differentiable"] else plain
-            steps += choose(lists, group, scaler, partial(self._name, group))
-        if not torch.compiler.is_compiling():
-            look(plain + differentiable + ours)
-        return plain, differentiable, ours
 
     def _name(self, group: dict[str, Any], param: Tensor) -> str:
         """What messages call a parameter: its place in the group, its name and its group where there are such."""
@@ -191,14 +188,6 @@ class Adam(Optimizer):
                     max_exp_avg_sqs.append(entry["max_exp_avg_sq"])
                 state_steps.append(entry["step"])
         return any(map(Tensor.is_complex, params))
-
-    def _refuse_capture_without_the_flag(self) -> None:
-        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        if capturing and not all(group["capturable"] for group in self.param_groups):
-            raise RuntimeError(
-                f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
-                "param_groups' capturable is False: its count would be frozen. Construct it with capturable=True"
-            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint, a pickle, or a part of one: complete it, check it, and only then make it our own."""
@@ -245,17 +234,17 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     loaded: from a checkpoint, where betas may differ in type: older torch took (0, 0.99), and a schedule that
     cycles β₁ leaves a float beside a tensor.
     """
-    lr, betas, eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-    foreach, capturable = group["foreach"], group["capturable"]
-    if isinstance(lr, Tensor):
-        if foreach and not capturable:
-            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
+    lr, betas, fused = group["lr"], group["betas"], group["fused"]
+    no_tensors = group["foreach"] and not group["capturable"]
+    why = "as a Tensor is not supported for capturable=False and foreach=True"
+    if isinstance(lr, Tensor) and no_tensors:
+        raise ValueError(f"lr {why}")
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
     if not 0.0 <= lr:
         raise ValueError(f"Invalid learning rate: {lr}")
-    if not 0.0 <= eps:
-        raise ValueError(f"Invalid epsilon value: {eps}")
+    if not 0.0 <= group["eps"]:
+        raise ValueError(f"Invalid epsilon value: {group['eps']}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, (beta1, beta2), but got {len(betas)}: {betas}")
     for i, beta in enumerate(betas):
@@ -263,15 +252,15 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
             raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-    if not 0.0 <= weight_decay:
-        raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+    if not 0.0 <= group["weight_decay"]:
+        raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
     if not (loaded or all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
         raise ValueError("betas must be either both floats or both Tensors")
-    if isinstance(betas[0], Tensor) and foreach and not capturable:
-        raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
-    if group["fused"] not in (None, True, False, "triton"):
-        raise ValueError(f"Invalid fused value: {group['fused']!r}. Use True, False, None or 'triton'")
-    refuse_combinations(foreach, group["differentiable"], group["fused"])
+    if isinstance(betas[0], Tensor) and no_tensors:
+        raise ValueError(f"betas[0] {why}")
+    if fused not in (None, True, False, "triton"):
+        raise ValueError(f"Invalid fused value: {fused!r}. Use True, False, None or 'triton'")
+    refuse_combinations(group["foreach"], group["differentiable"], fused)
     return tuple(map(to_scalar, betas))
 
 
