@@ -29,11 +29,11 @@ SHOWN = (60, 120, 300, 1000, 3000)  # lengths of the time axis
 # the digits with Adam at its defaults, batches of 32 drawn at random. The weight leads from pixel 43 to hidden unit 73.
 # The unit sleeps for 36 steps.
 DIGITS = (
-    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 145, 0, 0,
-    112, 230, 0, 0, 0, 78, -71, 229, 0, 0, 9, 0, -53, -16, -19, 0, -4, 520, 23, 385, 177, 310, 246, 151, -241, 130, 91, 208,
-    156, 222, 304, 378, 155, 220, 498, 378, 574, 758, 420, -6, 390, -97, 447, 286, 431, 258, 726, 550, 575, 487, 635, 446,
-    292, 630, 1047, 1419, 233, 77, 319, 168, 354, 117, 239, 559, -6, 52, -83, -13, 349, 249, 205, 63, -81, 68, 892, 379, 352,
-    272, 585, 500, 64,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    145, 0, 0, 112, 230, 0, 0, 0, 78, -71, 229, 0, 0, 9, 0, -53, -16, -19, 0, -4, 520, 23, 385, 177, 310, 246,
+    151, -241, 130, 91, 208, 156, 222, 304, 378, 155, 220, 498, 378, 574, 758, 420, -6, 390, -97, 447, 286, 431,
+    258, 726, 550, 575, 487, 635, 446, 292, 630, 1047, 1419, 233, 77, 319, 168, 354, 117, 239, 559, -6, 52, -83,
+    -13, 349, 249, 205, 63, -81, 68, 892, 379, 352, 272, 585, 500, 64,
 )  # fmt: skip
 PRESETS = {  # name -> (what its dial says, where the dial starts)
     "constant": (None, None),
@@ -115,7 +115,7 @@ def _asleep(zeros):
 
 
 def _noise(n):
-    """n numbers of mean 0 and variance 1, nearly normal: sums of twelve from a small generator that a browser has too."""
+    """n numbers of mean 0 and variance 1, nearly normal: sums of twelve from a generator that a browser has too."""
     seed, noise = 1, []
     for _ in range(n):
         total = 0.0
@@ -170,7 +170,7 @@ def see(now):
     at = now.t - 1
     held = int(np.argmax(run.v[: len(run.v) - n + now.t])) + 1 + asleep - n0 if now.amsgrad else now.t
     ages = _edges(now, len(past), now.t - held)
-    f1, f2 = (f if np.ndim(f) == 0 else f[at] for f in (f1, f2))
+    f1, f2 = (f1[at], f2[at]) if follows else (1.0, 1.0)  # frozen: the windows as they are, before they are divided
     windows = {
         "m": _window(β1, f1, past / largest, 0, ages, now),
         "v": _window(β2, f2, (past / largest) ** 2, now.t - held, ages, now),
@@ -183,7 +183,8 @@ def _edges(now, steps, late):
 
     Where the gradients, the news and a window that lags begin or end, there is an edge.
     """
-    decades = min(6, max(4, math.ceil(math.log10(5 / (1 - max(now.beta1, now.beta2))))))
+    oldest = max(5 / (1 - max(now.beta1, now.beta2)), 1.5 * late)
+    decades = min(6, max(4, math.ceil(math.log10(oldest) - 1e-9)))
     regular = np.round(10 ** (np.arange(24 * decades + 1) / 24)).astype(int)
     extra = np.array([now.t + 1, steps + 1, late + 1])
     return np.unique(np.append(regular, extra[extra < regular[-1]]))
@@ -210,35 +211,52 @@ def _window(beta, f, values, late, ages, now):
 
 def same_news(now, seen):
     """Whether all gradients of the stream up to t are equal, so that one can say how much of them was heard."""
-    stays = bool(np.all(seen.gradients[: now.t] == seen.gradients[0])) and abs(seen.gradients[0]) == seen.largest
-    return stays and isinstance(now.correction, bool)  # frozen: it is not an average any more
+    return bool(np.all(seen.gradients[: now.t] == seen.gradients[0])) and abs(seen.gradients[0]) == seen.largest
 
 
 def parts(now, seen):
-    """Of the windows of m and v: what they hold of the largest gradient, or of its square."""
-    news, size = [abs(seen.windows[name][2].sum()) for name in "mv"], seen.m_hat[now.t - 1] / seen.largest
-    return news if same_news(now, seen) else [size, seen.v_hat[now.t - 1] / seen.largest**2]
+    """Of the windows of m and v: what they hold of the largest gradient, or of its square; and v, from before."""
+    before = seen.windows["v"][3].sum()
+    if same_news(now, seen):
+        return abs(seen.windows["m"][2].sum()), seen.windows["v"][2].sum(), before
+    frozen = 0 if now.correction is True else int(now.correction)
+    f1, f2 = (1 - now.beta1**frozen, 1 - now.beta2**frozen) if frozen else (1, 1)
+    at = now.t - 1
+    return seen.m_hat[at] * f1 / seen.largest, seen.v_hat[at] * f2 / seen.largest**2, before
 
 
 def sentence(now, seen):
     """What is to be seen, in words."""
     m, v = names(now)
-    at, (in_m, in_v) = now.t - 1, parts(now, seen)
+    at, (in_m, in_v, before) = now.t - 1, parts(now, seen)
     if same_news(now, seen):
         said = f"{m} has heard {percent(in_m)} of the news, {v} {percent(in_v)}"
+        said += f" and keeps {percent(before)} from before" if before > 1e-5 else ""
     else:
         said = f"{m} is {percent(in_m)} of the largest gradient, √{v} {percent(math.sqrt(in_v))}"
     if seen.held < now.t:
         said += f" (AMSGrad holds the v of {steps(now.t - seen.held)} ago)"
+    if not isinstance(now.correction, bool):
+        said += f", corrected as at step {now.correction}"
     bound = f" of at most {number(seen.bound[at])} α" if seen.bound[at] < 1e6 else ", and there is no bound"
     return f"after {steps(now.t)} {said}; the step is {number(seen.ratio[at])} α{bound}"
 
 
+def label(now, seen, name):
+    """What stands in a window's picture."""
+    symbol = dict(zip("mv", names(now)))[name]
+    in_m, in_v, before = parts(now, seen)
+    holds = percent(in_m if name == "m" else in_v)
+    if not same_news(now, seen):
+        return f"{symbol} is {holds} of the largest" + ("²" if name == "v" else "")
+    return f"{symbol} has heard {holds}" + (f", keeps {percent(before)}" if name == "v" and before > 1e-5 else "")
+
+
 def title(now, seen):
     """The claim that the numbers at t bear out."""
-    (m, v), ratio = names(now), seen.ratio[now.t - 1]
-    place = f"{m} and √{v} agree" if 0.995 < abs(ratio) < 1.005 else f"{m} is {'ahead of' if abs(ratio) > 1 else 'behind'} √{v}"
-    return f"{place}: the step is {number(ratio)} α"
+    (m, v), ratio = ("m̂", "v̂") if now.correction is not False else ("m", "v"), seen.ratio[now.t - 1]
+    place = "and" if 0.995 < abs(ratio) < 1.005 else "is ahead of" if abs(ratio) > 1 else "is behind"
+    return f"{m} {place} √{v}{' agree' * (place == 'and')}: the step is {number(ratio)} α"
 
 
 def steps(t):
@@ -246,7 +264,8 @@ def steps(t):
 
 
 def names(now):
-    return ("m", "v") if now.correction is False else ("m̂", "v̂")
+    """How the averages in the windows are called."""
+    return ("m̂", "v̂") if now.correction is True else ("m", "v")
 
 
 def number(x):
@@ -279,17 +298,16 @@ def still(now, seen):
     fig.suptitle(title(now, seen), x=0.008, ha="left")
     _draw_stream(stream_ax, now, seen)
     _draw_ratio(ratio_ax, now, seen)
-    top = max(0.95, *(np.max(_density(seen, seen.windows[name][0])) for name in "mv")) * 1.4
+    top = max(_density(seen, seen.windows[name][0]).max() for name in "mv")
+    top = 1.4 * min(max(0.95, top), 2)  # a window that AMSGrad holds narrows with its age, and leaves the picture
     low = min(0, _density(seen, sum(seen.windows["m"][2:])).min()) * 1.3
     for ax, name, color, symbol in zip((m_ax, v_ax), "mv", ("blue", "red"), names(now)):
         _draw_window(ax, seen, name, color)
-        holds = parts(now, seen)["mv".index(name)]
-        of = "has heard {}" if same_news(now, seen) else "is {} of the " + ("largest" if name == "m" else "largest²")
-        ax.text(0.02, 0.97, f"{symbol} {of.format(percent(holds))}", color=COLORS[color], weight="bold", va="top",
-                transform=ax.transAxes)  # fmt: skip
+        words = dict(color=COLORS[color], weight="bold", va="top", transform=ax.transAxes)
+        ax.text(0.02, 0.97, label(now, seen, name), **words)
         ax.set(xscale="log", xlim=(1, seen.ages[-1]), ylim=(low, top), yticks=[], ylabel=f"window of {symbol}")
     decades = 10 ** np.arange(round(math.log10(seen.ages[-1])) + 1)
-    v_ax.set_xticks(decades, [f"{decade:,}".replace(",", " ") for decade in decades])
+    v_ax.set_xticks(decades, [f"{d}" if d < 10_000 else f"10{'⁴⁵⁶'[len(str(d)) - 5]}" for d in decades])
     v_ax.set_xlabel("age of a gradient, in steps")
     m_ax.text(0.99, 0.8, "area:\nshare of weight", color="#595959", fontsize=14, ha="right", va="top",
               transform=m_ax.transAxes)  # fmt: skip
@@ -305,7 +323,8 @@ def _draw_stream(ax, now, seen):
         ax.plot([1 - lead, 0.4], [0, 0], color=COLORS["grey"], linestyle="-", linewidth=4, solid_capstyle="butt")
         ax.text(0.2, 0.08, "asleep", color="#595959", fontsize=14, ha="right")
     ax.axvline(now.t, color=COLORS["black"], linestyle=":", linewidth=1.5)
-    ax.set(ylim=(1.3 * min(0, height[: now.t].min()), 1.3), yticks=[], ylabel="gradient", xlim=(0.4 - lead, now.shown + 1))
+    ax.set(ylim=(1.3 * min(0, height[: now.t].min()), 1.3), yticks=[], ylabel="gradient")
+    ax.set_xlim(0.4 - lead, now.shown + 1)
     ax.grid(False)
 
 
@@ -314,16 +333,20 @@ def _draw_ratio(ax, now, seen):
     highest = max(1, np.abs(seen.ratio).max())
     bound = seen.bound[-1] if np.isfinite(seen.bound[-1]) else math.inf
     ax.plot(steps, np.minimum(seen.bound, 1e9), color="#595959", linestyle="--", linewidth=1.8)
-    ax.plot(steps, seen.ratio, color="#BFBFBF", linestyle="-", linewidth=2)
+    thick = 2.5 if now.shown <= 300 else 1.2
+    ax.plot(steps, seen.ratio, color="#BFBFBF", linestyle="-", linewidth=thick)
     if lead:
         ax.plot([1 - lead, 0, 1], [0, 0, seen.ratio[0]], color=COLORS["black"], linestyle="-")
-    ax.plot(steps[: now.t], seen.ratio[: now.t], color=COLORS["black"], linestyle="-")
+    ax.plot(steps[: now.t], seen.ratio[: now.t], color=COLORS["black"], linestyle="-", linewidth=thick)
     ax.axvline(now.t, color=COLORS["black"], linestyle=":", linewidth=1.5)
     ax.plot(now.t, seen.ratio[now.t - 1], "o", color=COLORS["black"], markersize=9)
     ceiling = 1.3 * max(highest, min(3 * highest, bound))
     ax.set(ylim=(1.25 * min(0, seen.ratio.min()), ceiling), ylabel="step / α", xlabel="step")
-    if bound < ceiling:
-        ax.text(now.shown, bound * 1.03, "the longest there can be", color="#595959", ha="right", fontsize=14)
+    low = np.count_nonzero(seen.bound <= ceiling)  # where the bound leaves the picture
+    if not low:
+        return
+    place = dict(ha="left" if low < now.shown / 2 else "right", va="bottom" if low == now.shown else "top")
+    ax.text(low, seen.bound[low - 1] * 1.02, " the longest there can be ", color="#595959", fontsize=14, **place)
 
 
 def _draw_window(ax, seen, name, color):
@@ -360,8 +383,8 @@ def alt(now, seen):
     """The picture for readers who cannot see it."""
     what = now.preset or "given"
     return (
-        f"Four panels about step {now.t} of a stream of gradients ({what}). Left: the gradients over time, and below them "
-        "the step in units of α with its bound. Right: the windows of m and v over the age of a gradient, on one "
+        f"Four panels about step {now.t} of a stream of gradients ({what}). Left: the gradients over time, and below "
+        "them the step in units of α with its bound. Right: the windows of m and v over the age of a gradient, on one "
         "logarithmic axis, an area being a share of the weight: " + sentence(now, seen) + "."
     )
 
@@ -378,7 +401,7 @@ def page(now, fig, description, alone=False):
     """
     settings = now._asdict() | ({"page": True} if alone else {})
     png, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(png, dpi=72, bbox_inches="tight", pad_inches=0.1)
+    fig.savefig(png, dpi=66 if now.shown <= 300 else 60, bbox_inches="tight", pad_inches=0.1)
     still = Image.open(png).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
     still.save(small, "WEBP", lossless=True, quality=75, method=4)  # a third smaller than PNG
     source = "data:image/webp;base64," + base64.b64encode(small.getvalue()).decode()

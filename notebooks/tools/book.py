@@ -74,11 +74,11 @@ def abilities(notebook):
 
 
 def index(chapters):
-    """The first page: what this is, a figure to move, and for each chapter a picture and what the reader will be able to do."""
+    """The first page: what this is, a figure to move, and for each chapter a picture and the reader's aims."""
     lines = ["# Adam, in every variant", "", "Notebooks that take Adam from five lines of algebra to every form "
              "PyTorch ships. Numbers come from the cells beside the text; what was not run says so.", "",
-             "Adam's step is a ratio of two averages of the same gradients, and one of them looks back further. Move the "
-             "figure (<a href='figure.html'>or open it alone</a>): how long can one step become?", "",
+             "Adam's step is a ratio of two averages of the same gradients, and one of them looks back further. Move "
+             "the figure (<a href='figure.html'>or open it alone</a>): how long can one step become?", "",
              f"```{{raw}} html\n{figure.living()}\n```", ""]  # fmt: skip
     for name, notebook in chapters.items():
         title, aims = abilities(notebook)

@@ -2,7 +2,8 @@
 
     python notebooks/tools/figure.py
 
-Keys work wherever the focus is: 1 to 7 choose the gradients, the arrows move in time and change a gradient, space plays.
+Keys work wherever the focus is: 1 to 7 choose the gradients, the arrows move in time and change a gradient, space
+plays.
 """
 
 import argparse

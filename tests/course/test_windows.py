@@ -24,7 +24,9 @@ from course import figures, windows  # noqa: E402
 
 MAX_HTML = 40_000  # bytes, the small still included
 CLOSE = dict(rtol=1e-12, atol=1e-300)
-EDGES = ((0.0, 0.0), (0.0, 0.999), (0.9, 0.0), (0.9, 0.9), (0.5, 0.25), (0.9, 0.81), (0.9, 0.7), (0.99, 0.9999), (0.3, 0.9999))
+EDGES = (
+    (0.0, 0.0), (0.0, 0.999), (0.9, 0.0), (0.9, 0.9), (0.5, 0.25), (0.9, 0.81), (0.9, 0.7), (0.99, 0.9999), (0.3, 0.9999),
+)  # fmt: skip
 RANDOM = tuple(tuple(1 - 10 ** -pair) for pair in np.random.default_rng(0).uniform(0, 4, (12, 2)))
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is no node here to run the figure's script")
@@ -39,16 +41,21 @@ def run_script(tmp_path_factory):
     """Run the figure's own script under Node: states -> what it computes, or the sentence with which it refuses."""
     folder = tmp_path_factory.mktemp("node")
     now = windows.moment("constant", 1)
-    (folder / "figure.js").write_text(script(windows.page(now, windows.still(now, windows.see(now)), "a")), encoding="utf-8")
+    page = windows.page(now, windows.still(now, windows.see(now)), "a")
+    (folder / "figure.js").write_text(script(page), encoding="utf-8")
     (folder / "run.js").write_text(
         """
-        const {see, sentence, title} = require("./figure.js"), fs = require("fs");
-        const exact = (_, x) => typeof x === "number" && !Number.isFinite(x) ? String(x) : ArrayBuffer.isView(x) ? [...x] : x;
+        const {see, sentence, label, title} = require("./figure.js"), fs = require("fs");
+        const exact = (_, x) => typeof x === "number" && !Number.isFinite(x) ? String(x)
+            : ArrayBuffer.isView(x) ? [...x] : x;
         for (const line of fs.readFileSync(0, "utf8").trim().split("\\n")) {
-            const s = JSON.parse(line, (key, x) => x === null && /beta|eps|dial/.test(key) ? NaN : x); // an emptied field
+            // an emptied field is NaN in the page
+            const s = JSON.parse(line, (key, x) => x === null && /beta|eps|dial/.test(key) ? NaN : x);
             let out;
-            try { const seen = see(s); out = {...seen, sentence: sentence(s, seen), title: title(s, seen)}; }
-            catch (problem) { if (typeof problem !== "string") throw problem; out = {refused: problem}; }
+            try {
+                const seen = see(s), labels = [0, 1].map((i) => label(s, seen, i));
+                out = {...seen, sentence: sentence(s, seen), title: title(s, seen), labels};
+            } catch (problem) { if (typeof problem !== "string") throw problem; out = {refused: problem}; }
             console.log(JSON.stringify(out, exact));
         }""",
         encoding="utf-8",
@@ -56,7 +63,8 @@ def run_script(tmp_path_factory):
 
     def run(states):
         lines = "\n".join(json.dumps(state) for state in states)
-        done = subprocess.run(["node", "run.js"], cwd=folder, input=lines, capture_output=True, text=True, encoding="utf-8")
+        pipes = dict(input=lines, capture_output=True, encoding="utf-8")
+        done = subprocess.run(["node", "run.js"], cwd=folder, **pipes)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -70,7 +78,8 @@ def numbers(values):
 def moments():
     """Every preset over 300 steps at all betas, the options in turn, and a few others."""
     options = [
-        dict(), dict(correction=False), dict(amsgrad=True), dict(eps=1e-3), dict(correction=1), dict(correction=7, amsgrad=True),
+        dict(), dict(correction=False), dict(amsgrad=True), dict(eps=1e-3), dict(correction=1),
+        dict(correction=7, amsgrad=True),
     ]  # fmt: skip
     for preset in windows.PRESETS:
         for i, (beta1, beta2) in enumerate(EDGES + RANDOM):
@@ -107,9 +116,10 @@ def test_the_script_computes_what_the_theory_says(run_script):
             np.testing.assert_allclose(np.array(bins).T, seen.windows[name], rtol=1e-9, atol=1e-13, err_msg=told)
         assert js["sentence"] == windows.sentence(now, seen), told
         assert js["title"] == windows.title(now, seen), told
+        assert js["labels"] == [windows.label(now, seen, name) for name in "mv"], told
         assert not re.search("nan|inf|undefined", js["sentence"], re.IGNORECASE), told
     assert len(both) > 180 and len(refused) < 20
-    for now in refused:  # extremal gradients may grow beyond the range of numbers; the weight of the digits sleeps at first
+    for now in refused:  # extremal gradients may leave the range of numbers; the weight of the digits sleeps at first
         assert now.preset == "extremal" or now.preset == "digits" and now.t <= 36, str(now)
 
 
@@ -136,8 +146,9 @@ def test_where_there_is_nothing_to_see_a_sentence_says_so(run_script):
     "wrong, words",
     [
         (dict(gradients="wakes"), "take one of constant, waking up"), (dict(gradients=[]), "at least one"),
-        (dict(gradients=[1, np.nan]), "finite"), (dict(t=0), "from 1"), (dict(t=1.5), "from 1"), (dict(beta1=1.0), "beta1"),
-        (dict(beta2=-0.1), "beta2"), (dict(eps=-1e-8), "eps"), (dict(correction=0), "frozen"), (dict(dial=-1), "whole number"),
+        (dict(gradients=[1, np.nan]), "finite"), (dict(t=0), "from 1"), (dict(t=1.5), "from 1"),
+        (dict(beta1=1.0), "beta1"), (dict(beta2=-0.1), "beta2"), (dict(eps=-1e-8), "eps"),
+        (dict(correction=0), "frozen"), (dict(dial=-1), "whole number"),
         (dict(gradients="growing", dial=1e9), "range"), (dict(gradients=[1, 2], t=3), "from 1 to 2"),
     ],
 )  # fmt: skip
@@ -148,7 +159,8 @@ def test_bad_settings_are_refused_with_what_to_write(wrong, words):
 
 def test_the_presets_are_the_ones_the_theory_knows():
     waking = windows.see(windows.moment("waking up", 12))
-    np.testing.assert_allclose(waking.ratio, constant_after_zeros_ratio(0.9, 0.999, np.arange(1, 61), 20_000), rtol=1e-10)
+    expected = constant_after_zeros_ratio(0.9, 0.999, np.arange(1, 61), 20_000)
+    np.testing.assert_allclose(waking.ratio, expected, rtol=1e-10)
     growing = windows.see(windows.moment("growing", 30, dial=1.1))
     np.testing.assert_allclose(growing.ratio[29], growth_ratio(1.1, 0.9, 0.999, 30), rtol=1e-10)
     extremal = windows.see(windows.moment("extremal", 40))
@@ -177,8 +189,8 @@ def test_a_window_is_the_weights_of_the_average():
 
 @pytest.mark.parametrize(
     "x, words",
-    [(0.72, "72 %"), (0.0119, "1.2 %"), (0.125, "13 %"), (1, "100 %"), (-0.031, "−3.1 %"), (1e-9, "below 0.001 %"), (0, "0 %"),
-     (0.0999, "10 %"), (0.002, "0.20 %"), (0.00012, "0.012 %")],
+    [(0.72, "72 %"), (0.0119, "1.2 %"), (0.125, "13 %"), (1, "100 %"), (-0.031, "−3.1 %"), (1e-9, "below 0.001 %"),
+     (0, "0 %"), (0.0999, "10 %"), (0.002, "0.20 %"), (0.00012, "0.012 %")],
 )  # fmt: skip
 def test_percentages_have_two_digits(x, words):
     assert windows.percent(x) == words
@@ -227,3 +239,14 @@ def test_without_the_pictures_the_page_is_the_same_on_every_processor(shown):
     state = json.loads(re.search(r"data-adam-windows='([^']*)'", page).group(1))
     assert state == json.loads(json.dumps(now._asdict()))
     assert script(page) == script(windows.page(now._replace(t=3), windows.still(now, windows.see(now)), "x"))
+
+
+def test_the_page_for_the_projector_takes_keys_everywhere(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(windows.TEMPLATE.parents[1] / "tools"))
+    import figure
+    import kaggle
+
+    figure.write(tmp_path / "build" / "figure.html")
+    page = (tmp_path / "build" / "figure.html").read_text(encoding="utf-8")
+    assert '"page":true' in page and len(page.encode()) < MAX_HTML and page.startswith("<!doctype html>")
+    assert kaggle.package_files()["course/windows.html"] == windows.TEMPLATE.read_text(encoding="utf-8")
