@@ -1,18 +1,15 @@
 """class Adam, class AdamW: options, validation, state, checkpoints. The arithmetic is in `adamlib.variants`."""
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .functional import adam, refuse_combinations, to_scalar
-from .state import Entries, Gathered, Lists, gather, place_step, step_dtype
-from .variants.differentiable import refuse_leaves
-from .variants.foreach import refuse_tensors
-from .variants.steps import refuse_grad_scaler
+from .functional import (
+    Step, WrongCount, choose, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
+)
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
 FORMER_DEFAULTS = {
@@ -43,7 +40,8 @@ class Adam(Optimizer):
     be seen by looking at the groups; where the arithmetic itself fails, the tensors before that are stepped.
     """
 
-    @torch.compiler.disable(reason="an optimizer is made by Python; what is compiled is its step")
+    _triton = None  # our own kernel with its tables, which belong to no state
+
     def __init__(
         self, params, lr: float | Tensor = 1e-3, betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8, weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None,
@@ -56,12 +54,11 @@ class Adam(Optimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )
         defaults["betas"] = validated(defaults)
-        self._forget()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options are checked like the constructor's, missing ones are the defaults."""
-        if isinstance(param_group, dict):  # anything else: the base class says what is wrong
+        """Add a group; the options it brings are checked like the constructor's, missing ones are the defaults."""
+        if isinstance(param_group, dict) and any(option in self.defaults for option in param_group):
             betas = validated({**self.defaults, **param_group})
             if "betas" in param_group:
                 param_group["betas"] = betas
@@ -69,102 +66,123 @@ class Adam(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What a GradScaler asks: may it leave unscaling and skipping to the step? Only if all groups are fused."""
-        return all(group["fused"] for group in self.param_groups)
+        """What a GradScaler asks: may it leave unscaling and skipping to the step? Only if all groups are fused.
+
+        Somebody else's answer may be set, as on torch's optimizers; deleting one is answering no.
+        """
+        answer = self.__dict__.get("_amp_answer")
+        return all(group["fused"] for group in self.param_groups) if answer is None else answer
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, answer: bool) -> None:
+        self._amp_answer = answer
+
+    @_step_supports_amp_scaling.deleter
+    def _step_supports_amp_scaling(self) -> None:
+        self._amp_answer = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
         """Take one step; with a closure, evaluate it first (with gradients on) and return its value.
 
-        Under torch.compile the step is one graph, in the capturable form. Fused and differentiable steps stay
-        outside of it and run as always: with fullgraph=True torch.compile refuses them.
+        Every group is looked at before one is stepped. Under torch.compile the step is one graph, in the capturable
+        form; fused and differentiable steps stay outside of it and run as always.
         """
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             self._refuse_capture_without_the_flag()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
 
-        scaler = dict(grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None))
-        if torch.compiler.is_compiling() and not any(g["fused"] or g["differentiable"] for g in self.param_groups):
-            self._take(zip(self._lists(), self.param_groups), **scaler)
+        if compiling and any(group["fused"] or group["differentiable"] for group in self.param_groups):
+            outside_a_graph(self._take_step)()
         else:
-            self._look_and_take(**scaler)
+            self._take_step()
         return loss
 
-    @torch.compiler.disable(reason="a fused step is one call already; a differentiable one is for autograd's graph")
-    def _look_and_take(self, **scaler) -> None:
-        """Look at every group before one of them is stepped, and keep no state made for a step that is refused."""
-        known = len(self.state)
-        try:
-            groups = list(zip(self._lists(), self.param_groups))
-            for lists, group in groups:
-                _refuse_group(lists, group, **scaler)
-        except Exception:
-            while len(self.state) > known:
-                self.state.popitem()
-            raise
-        self._take(groups, **scaler)
-
-    def _take(self, groups: Iterable[tuple[Lists, dict[str, Any]]], **scaler) -> None:
-        one_launch = []  # the groups of our own kernel, which steps all of them together
-        for lists, group in groups:
-            options = dict(zip(("beta1", "beta2"), group["betas"]), **{name: group[name] for name in ARITHMETIC})
-            if group["fused"] == "triton":
-                one_launch.append((lists, options))
-                continue
-            with torch.set_grad_enabled(group["differentiable"]):
-                adam(*lists, **options, **{name: group[name] for name in CHOICE}, **scaler)
-        if one_launch:
-            self._step_with_triton(one_launch, **scaler)
-
-    def _step_with_triton(self, groups: list[tuple], **scaler) -> None:
-        from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
-
-        if self._triton is None:
-            self._triton = FusedTriton()
-        self._triton.step([GroupLists(*lists, **options) for lists, options in groups], **scaler)
-
-    def _lists(self) -> list:
-        """The six lists of each group: those of the step before, where they still hold what they must."""
+    def _take_step(self) -> None:
         if torch.compiler.is_compiling():
-            groups = [Lists([], [], [], [], [], []) for _ in self.param_groups]
-            for group, lists in zip(self.param_groups, groups):
-                self._init_group(group, *lists)
-            return groups
-        dropped = len(self._gathered) > len(self.param_groups)
-        if dropped or self._entries is None or not self._entries.are_those_of(self.state):
-            self._forget_lists()
-        lists = []
-        for index, group in enumerate(self.param_groups):
-            gathered = self._gathered.get(index)
-            again = gathered and gathered.again(group)
-            if again is None:
-                gathered = self._gathered[index] = Gathered(group, self.state)
-                self._entries, again = None, gathered.lists()
-            lists.append(again)
-        self._entries = self._entries or Entries(self.state)
-        return lists
+            plain, *_ = self._choose({})
+            take(plain)
+            return
+        before = self.state.copy()  # entries are made and exchanged, never changed, so this is all of it
+        try:
+            takes = self._look()
+        except Exception:
+            self.state.clear()
+            self.state.update(before)
+            raise
+        for take_steps in takes:
+            take_steps()
+
+    def _look(self) -> list[Callable[[], None]]:
+        """Look at all groups; raise where one cannot be stepped, return what steps them."""
+        scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        try:
+            plain, differentiable, ours = self._choose(scaler)
+        except WrongCount:  # as a flag, a checkpoint or the user has left it: bring it where it belongs, look again
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if self.state.get(p):
+                        self.state[p] = complete(self.state[p], p, group)
+            plain, differentiable, ours = self._choose(scaler)
+        takes = [partial(take, plain)]
+        if differentiable:
+            takes.append(torch.enable_grad()(partial(take, differentiable)))
+        if ours:
+            from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
+
+            self._triton = self._triton or FusedTriton()
+            groups = [
+                GroupLists(*step.lists, **step.options, name=lambda i, step=step: step.name(step.lists[0][i]))
+                for step in ours
+            ]
+            takes.append(self._triton.prepare(groups, **scaler))
+        return takes
+
+    def _choose(self, scaler: dict[str, Tensor]) -> tuple[list[Step], list[Step], list[Step]]:
+        """The steps of all groups, looked at: plain ones, those that autograd follows, those of our own kernel."""
+        plain, differentiable, ours = [], [], []
+        for group in self.param_groups:
+            lists = [], [], [], [], [], []
+            self._init_group(group, *lists)
+            steps = ours if group["fused"] == "triton" else differentiable if group["differentiable"] else plain
+            steps += choose(lists, group, scaler, partial(self._name, group))
+        if not torch.compiler.is_compiling():
+            look(plain + differentiable + ours)
+        return plain, differentiable, ours
+
+    def _name(self, group: dict[str, Any], param: Tensor) -> str:
+        """What messages call a parameter: its place in the group, its name and its group where there are such."""
+        place = next((i for i, p in enumerate(group["params"]) if p is param), "(not of this group)")
+        named = f" ({group['param_names'][place]})" if "param_names" in group else ""
+        index = next(i for i, other in enumerate(self.param_groups) if other is group)
+        return f"parameter {place}{named}" + f" of group {index}" * (len(self.param_groups) > 1)
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
-        """Fill the lists of a group. The name and the form are those that torch.compile runs outside its graph
-        (torch/_dynamo/variables/optimizer.py); steps that are not compiled do without. Returns whether a parameter is
-        complex."""
-        for column, tensors in zip(
-            (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps), gather(group, self.state)
-        ):
-            column.extend(tensors)
-        return any(map(torch.is_complex, params))
+        """Fill the lists with the parameters that have a gradient, and their state, made where there is none yet.
 
-    def _forget(self) -> None:
-        """Drop what is kept from step to step for speed; none of it belongs to the state."""
-        self._forget_lists()
-        self._triton = None
-
-    def _forget_lists(self) -> None:
-        self._gathered: dict[int, Gathered] = {}
-        self._entries: Entries | None = None
+        State: `step`, a 0-dim count; `exp_avg` m and `exp_avg_sq` v, zeros like the parameter; with amsgrad
+        `max_exp_avg_sq`, zeros (also where amsgrad was switched on later: the maximum is taken from then on).
+        Name and form are torch's: torch.compile runs this method outside its graph (torch/_dynamo/variables/
+        optimizer.py), and subclasses override it. Returns whether a parameter is complex.
+        """
+        state, amsgrad = self.state, group["amsgrad"]
+        for p in group["params"]:
+            if (grad := p.grad) is not None:
+                entry = state[p]
+                if not entry or amsgrad and "max_exp_avg_sq" not in entry:
+                    entry = state[p] = complete(entry, p, group)
+                params.append(p)
+                grads.append(grad)
+                exp_avgs.append(entry["exp_avg"])
+                exp_avg_sqs.append(entry["exp_avg_sq"])
+                if amsgrad:
+                    max_exp_avg_sqs.append(entry["max_exp_avg_sq"])
+                state_steps.append(entry["step"])
+        return any(map(Tensor.is_complex, params))
 
     def _refuse_capture_without_the_flag(self) -> None:
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
@@ -175,9 +193,11 @@ class Adam(Optimizer):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint or a pickle: complete it, check it, and only then make it our own."""
-        loading = "defaults" not in state  # from load_state_dict: the tensors may still be the caller's
-        for i, group in enumerate(state["param_groups"]):
+        """Take over a checkpoint, a pickle, or a part of one: complete it, check it, and only then make it our own."""
+        loaded = state.keys() == {"state", "param_groups"}  # by load_state_dict: tensors may still be the caller's
+        groups = state["param_groups"] if "param_groups" in state else self.param_groups
+        entries = (state["state"] if "state" in state else self.state).copy()
+        for i, group in enumerate(groups):
             for option, former in FORMER_DEFAULTS.items():
                 group.setdefault(option, former)
             try:
@@ -185,10 +205,10 @@ class Adam(Optimizer):
             except KeyError as missing:
                 raise ValueError(f"loaded state dict: param group {i} has no {missing}") from None
             for j, param in enumerate(group["params"]):
-                if state["state"].get(param):
-                    state["state"][param] = _own_entry(state["state"][param], param, group, f"{j} of group {i}", loading)
-        super().__setstate__(state)
-        self._forget()
+                if entries.get(param):
+                    entries[param] = own_entry(entries[param], param, group, f"{j} of group {i}", copy=loaded)
+        super().__setstate__({**state, "param_groups": groups, "state": entries})
+        self._triton = None
 
 
 class AdamW(Adam):
@@ -206,13 +226,9 @@ class AdamW(Adam):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for group in state["param_groups"]:
-            group["decoupled_weight_decay"] = True
         super().__setstate__(state)
-
-
-ARITHMETIC = ("lr", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize")
-CHOICE = ("foreach", "capturable", "differentiable", "fused")
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
 
 
 def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tensor, float | Tensor]:
@@ -247,24 +263,45 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
         raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
     if group["fused"] not in (None, True, False, "triton"):
         raise ValueError(f"Invalid fused value: {group['fused']!r}. Use True, False, None or 'triton'")
-    refuse_combinations(foreach=foreach, differentiable=group["differentiable"], fused=group["fused"])
+    refuse_combinations(foreach, group["differentiable"], group["fused"])
     return tuple(map(to_scalar, betas))
 
 
-def _refuse_group(lists, group: dict[str, Any], grad_scale, found_inf) -> None:
-    """Raise what the group's variant would raise for these options and tensors, without taking a step."""
-    refuse_combinations(foreach=group["foreach"], differentiable=group["differentiable"], fused=group["fused"])
-    lr, beta1, beta2 = map(to_scalar, (group["lr"], *group["betas"]))
-    if group["foreach"] and not group["capturable"]:
-        refuse_tensors(lr, beta1, beta2)
-    if not group["fused"]:
-        refuse_grad_scaler(grad_scale, found_inf, "a group that is not fused")
-    if group["differentiable"]:
-        with torch.enable_grad():
-            refuse_leaves(lists.params, lists.state_steps)
+def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    """A new entry of the state from what there is of one: moments are made, the count comes where the flags want it.
+
+    Made outside of inference mode: what is made inside could never be written outside again.
+    """
+    with torch.inference_mode(False):
+        zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
+        entry = entry or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
+        entry = {**entry, "step": place_step(entry["step"], param, group)}
+        if group["amsgrad"] and "max_exp_avg_sq" not in entry:
+            entry["max_exp_avg_sq"] = zeros()
+    return entry
 
 
-def _own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
+def step_dtype(group: dict[str, Any]) -> torch.dtype:
+    """float32 (the kernels read a float), float64 where that is the default dtype; exact to 2²⁴ steps."""
+    wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
+    return torch.float64 if wide else torch.float32
+
+
+def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Tensor:
+    """A count as the group's flags want it now; a checkpoint, a flag or the user may have moved it.
+
+    Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, and then stand still.
+    """
+    if not isinstance(step, Tensor):
+        step = torch.tensor(float(step), dtype=step_dtype(group), device="cpu")
+    device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+    dtype = step.dtype if step.dtype == torch.float64 and not group["fused"] else torch.float32
+    if step.numel() != 1 or step.device == device and step.dtype == dtype and not step.dim():
+        return step  # more than one number is for the step to refuse, which knows the name
+    return step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
+
+
+def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
     """A parameter's loaded state, checked, its count where the group's flags want it, its tensors our own."""
     if not isinstance(entry, dict):
         raise ValueError(f"loaded state dict: the state of parameter {where} is {type(entry).__name__}, not a dict")
@@ -291,7 +328,5 @@ def _own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bo
         raise ValueError(
             f"loaded state dict: step of parameter {where} must be one number, but it is {step!r}"
         )
-    if not isinstance(step, Tensor):
-        own["step"] = torch.tensor(float(step), dtype=step_dtype(group))
-    place_step(group, param, own)
+    own["step"] = place_step(step, param, group)
     return own

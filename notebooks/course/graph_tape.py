@@ -46,6 +46,7 @@ added ``capturable`` to Adam.
 
 import contextlib
 import itertools
+import types
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -233,6 +234,50 @@ class GraphTape:
                     "x = batch, zero_grad(set_to_none=False) instead of new gradients"
                 )
         return storages
+
+
+def eagerly(block, optimizer, **inputs):
+    """What ``on_tape`` is to be compared with: a step to warm up; then ``replay()`` is the block, run as Python."""
+    block()
+    return types.SimpleNamespace(replay=block)
+
+
+def on_tape(block, optimizer, on_host=(), **inputs):
+    """A step to warm up, which creates the optimizer's state, and a capture of the next: returns the GraphTape.
+
+    inputs: what the block uses on the device besides the optimizer's tensors. on_host: names of optimizer tensors
+    that are left on the host.
+    """
+    block()
+    tensors = device_tensors(optimizer)
+    for name in on_host:
+        del tensors[name]
+    tape = GraphTape(tensors, **inputs)
+    with tape.capture():
+        block()
+    return tape
+
+
+def verdict(block, **tensors):
+    """May the block be captured? ``"permitted"``, ``"refused: host sync"`` or ``"refused: host memory"``."""
+    try:
+        with GraphTape(**tensors).capture():
+            block()
+    except CaptureError as error:
+        return "refused: host sync" if NOT_PERMITTED in str(error) else "refused: host memory"
+    return "permitted"
+
+
+def cuda_works():
+    """Whether a CUDA device is there and computes; if not, one sentence says so. (One may be listed and run nothing.)"""
+    if not torch.cuda.is_available():
+        print("No CUDA device here. With one, the same runs are done with real CUDA graphs.")
+        return False
+    try:
+        return (torch.ones(2, device="cuda") + 1).sum().item() == 4
+    except RuntimeError as error:
+        print(f"A CUDA device is listed, but an operation on it fails: {str(error).splitlines()[0]}")
+        return False
 
 
 class _Recorder(TorchDispatchMode):

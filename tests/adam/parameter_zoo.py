@@ -7,9 +7,15 @@ for torch.optim and one for adamlib. `set_gradients` gives both the same gradien
 import contextlib
 import copy
 import functools
+import inspect
+import re
+import types
 import warnings
 
 import torch
+from torch.optim.adam import adam as torch_adam
+
+import adamlib
 
 FLAGS = {
     "single_tensor": dict(foreach=False),
@@ -173,3 +179,62 @@ def nothing_changes(opt):
     after = frozen(opt)
     changed = [key for key in before if before[key] != after[key]]
     assert not changed, f"changed although the call failed: {changed}"
+
+
+# --- the same scenario with either library
+
+TORCH = types.SimpleNamespace(Adam=torch.optim.Adam, AdamW=torch.optim.AdamW, adam=torch_adam)
+
+
+def as_in_torch(scenario):
+    """Make a test of a scenario(library, ...): with adamlib it must return, or raise, what it does with torch.
+
+    `library` has Adam, AdamW and adam. Tensors are compared by their bits, models by their parameters, optimizers by
+    their state_dict and values, anything else by ==; errors by their type, and ours must contain torch's words.
+    """
+
+    def outcome(library, *args, **kwargs):
+        try:
+            return comparable(scenario(library, *args, **kwargs))
+        except Exception as error:
+            return error
+
+    @functools.wraps(scenario)
+    def test(*args, **kwargs):
+        ours, theirs = (outcome(library, *args, **kwargs) for library in (adamlib, TORCH))
+        if not isinstance(theirs, Exception):
+            if isinstance(ours, Exception):
+                raise ours
+            assert ours == theirs, f"not what torch gives: {difference(ours, theirs)}"
+        elif isinstance(theirs, AssertionError) and "assert" in str(theirs):
+            raise theirs  # the scenario's own assertion, not torch's
+        else:
+            assert isinstance(ours, Exception), f"adamlib does what torch refuses: {theirs!r}"
+            words, of_torch = (re.sub("0x[0-9a-f]+", "", str(error)) for error in (ours, theirs))
+            assert isinstance(ours, type(theirs)) and of_torch in words, f"{ours!r}, torch says {theirs!r}"
+
+    signature = inspect.signature(scenario)
+    test.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    return test
+
+
+def comparable(value):
+    """Plain values that are equal where tensors, models and optimizers have the same bits."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), None if value.is_meta else _bits(value)
+    if isinstance(value, torch.nn.Module):
+        return comparable(list(value.parameters()))
+    if isinstance(value, torch.optim.Optimizer):
+        return comparable([value.state_dict(), [group["params"] for group in value.param_groups]])
+    if isinstance(value, dict):
+        return [[key, comparable(item)] for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [comparable(item) for item in value]
+    return value
+
+
+def difference(ours, theirs):
+    """The innermost parts of two comparable values that are not equal."""
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        return difference(*next((a, b) for a, b in zip(ours, theirs) if a != b))
+    return ours, theirs

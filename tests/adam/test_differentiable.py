@@ -41,7 +41,7 @@ def arguments(*names, **changed):
 @pytest.mark.parametrize(
     "options", [{}, dict(amsgrad=True), dict(maximize=True), dict(decoupled_weight_decay=True)], ids=str
 )
-def test_F3_gradcheck(wrt, options):
+def test_gradcheck(wrt, options):
     given = arguments(wrt)
 
     def run(x):
@@ -52,7 +52,7 @@ def test_F3_gradcheck(wrt, options):
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_F3_gradcheck_with_respect_to_everything_at_once(amsgrad, decoupled):
+def test_gradcheck_with_respect_to_everything_at_once(amsgrad, decoupled):
     given = arguments(*START)
 
     def run(*values):
@@ -192,7 +192,7 @@ def test_a_parameter_that_wakes_up_after_zero_gradients_has_finite_gradients():
 @pytest.mark.parametrize(
     "weight_decay", [0.5, torch.tensor(0.5, **F64), torch.tensor(0.5, **F64).requires_grad_()], ids=str
 )
-def test_S11_the_callers_gradient_is_never_written(options, weight_decay):
+def test_the_callers_gradient_is_never_written(options, weight_decay):
     p = torch.ones(2, **F64).requires_grad_().clone()
     opt = adamlib.Adam([p], lr=0.1, weight_decay=weight_decay, differentiable=True, **options)
     given = torch.tensor([3.0, -2.0], **F64)
@@ -203,7 +203,7 @@ def test_S11_the_callers_gradient_is_never_written(options, weight_decay):
         assert p.grad is given and given.tolist() == [3.0, -2.0] and given._version == version
 
 
-def test_F4_the_fused_and_foreach_variants_refuse():
+def test_the_fused_and_foreach_variants_refuse():
     for flag in ("fused", "foreach"):
         with pytest.raises((RuntimeError, ValueError), match=flag):
             p = torch.ones(2)
@@ -213,7 +213,7 @@ def test_F4_the_fused_and_foreach_variants_refuse():
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_F5_complex_parameters_can_be_differentiated_over_several_steps(amsgrad):
+def test_complex_parameters_can_be_differentiated_over_several_steps(amsgrad):
     def run(z0, lr):
         z = z0.clone()
         opt = adamlib.Adam([z], lr=lr, eps=1e-2, amsgrad=amsgrad, weight_decay=0.1, differentiable=True)
@@ -228,7 +228,7 @@ def test_F5_complex_parameters_can_be_differentiated_over_several_steps(amsgrad)
     )
 
 
-def test_D4_each_group_follows_its_own_flag():
+def test_each_group_follows_its_own_flag():
     """torch takes the gradient mode of the whole step from the defaults."""
     inner, leaf = torch.ones(2, **F64, requires_grad=True), torch.ones(2, **F64, requires_grad=True)
     p = inner.clone()

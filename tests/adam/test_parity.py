@@ -107,7 +107,7 @@ def test_two_hundred_steps_give_torchs_bits(variant, dtype, tally):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cutting_tensors_into_pieces_changes_no_bit(variant, pieces, dtype, tally, monkeypatch):
     """On a CPU the arithmetic goes over pieces that stay in cache; here over pieces of a few elements."""
-    monkeypatch.setattr("adamlib.variants.partition.CACHE_ELEMENTS", pieces)
+    monkeypatch.setattr("adamlib.functional.CPU_PART", pieces)
     for decay, amsgrad in itertools.product(DECAYS.values(), [False, True]):
         assert not compare(tally, variant, dtype, amsgrad=amsgrad, **decay), (decay, amsgrad)
 

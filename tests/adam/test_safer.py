@@ -39,7 +39,7 @@ def call_function(function, p, grad, exp_avg, exp_avg_sq, max_exp_avg_sq=None, s
 # --- (a) fused and memory that is not its own
 
 
-def test_a_fused_refuses_a_slice_where_torch_writes_between_its_elements():
+def test_fused_refuses_a_slice_where_torch_writes_between_its_elements():
     for cls in PAIR:
         buffer = torch.full((6, 5), POISON)
         p = buffer[:, ::2].requires_grad_()  # every other column; the odd columns belong to somebody else
@@ -62,7 +62,7 @@ def test_a_fused_refuses_a_slice_where_torch_writes_between_its_elements():
             assert len(opt.state) == 0
 
 
-def test_a_fused_refuses_a_state_that_is_too_small_where_torch_goes_on_behind_its_end():
+def test_fused_refuses_a_state_that_is_too_small_where_torch_goes_on_behind_its_end():
     for cls in PAIR:
         memory = torch.full((16,), POISON)
         exp_avg = memory[:2].zero_()  # two elements for a parameter of three
@@ -80,7 +80,7 @@ def test_a_fused_refuses_a_state_that_is_too_small_where_torch_goes_on_behind_it
 
 @pytest.mark.parametrize("name", ["grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
 @pytest.mark.parametrize("misfit", ["shape", "dtype", "strides", "expanded"])
-def test_a_fused_names_the_tensor_that_does_not_fit_and_the_cure(name, misfit):
+def test_fused_names_the_tensor_that_does_not_fit_and_the_cure(name, misfit):
     tensors = {key: torch.zeros(4, 6) for key in ("p", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
     tensors[name] = {
         "shape": torch.zeros(4, 5),
@@ -97,7 +97,7 @@ def test_a_fused_names_the_tensor_that_does_not_fit_and_the_cure(name, misfit):
     assert all(torch.equal(t, before[key]) for key, t in tensors.items())
 
 
-def test_a_fused_steps_a_transposed_parameter_only_with_a_gradient_laid_out_alike():
+def test_fused_steps_a_transposed_parameter_only_with_a_gradient_laid_out_alike():
     """torch adds the wrong gradient element to each weight and says nothing."""
     exact = torch.zeros(4, 3)
     gradient = torch.arange(12.0).reshape(4, 3) - 5
@@ -118,7 +118,7 @@ def test_a_fused_steps_a_transposed_parameter_only_with_a_gradient_laid_out_alik
             torch.testing.assert_close(p.detach(), exact)
 
 
-def test_a_fused_does_not_refuse_what_lies_in_the_same_order():
+def test_fused_does_not_refuse_what_lies_in_the_same_order():
     """One channel makes channels_last and contiguous the same memory under different strides."""
     p = torch.arange(72.0).as_strided((8, 1, 3, 3), (9, 1, 3, 1)).requires_grad_()
     opt = adamlib.Adam([p], fused=True)
@@ -129,7 +129,7 @@ def test_a_fused_does_not_refuse_what_lies_in_the_same_order():
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (1, 1)])
-def test_a_fused_takes_single_and_empty_tensors_under_any_strides(shape):
+def test_fused_takes_single_and_empty_tensors_under_any_strides(shape):
     size = math.prod(shape)
     p = torch.zeros(64).as_strided(shape, [7] * len(shape)).requires_grad_()
     opt = adamlib.Adam([p], lr=1.0, fused=True)
@@ -138,7 +138,7 @@ def test_a_fused_takes_single_and_empty_tensors_under_any_strides(shape):
     assert torch.allclose(p.detach(), torch.full(shape, -1.0)) and p.numel() == size
 
 
-def test_a_training_with_channels_last_convolutions_is_not_refused():
+def test_training_with_channels_last_convolutions_is_not_refused():
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 1)
@@ -152,7 +152,7 @@ def test_a_training_with_channels_last_convolutions_is_not_refused():
     assert all(float(s["step"]) == 3.0 for s in opt.state.values())
 
 
-def test_a_a_misfit_in_the_second_group_leaves_the_first_unstepped():
+def test_a_misfit_in_the_second_group_leaves_the_first_unstepped():
     good, bad = torch.ones(3, requires_grad=True), torch.ones(4, 4)[:, ::2].requires_grad_()
     opt = adamlib.Adam([dict(params=[good]), dict(params=[bad])], fused=True)
     good.grad, bad.grad = torch.ones(3), torch.ones(4, 2)
@@ -187,7 +187,7 @@ def storages(value):
 
 
 @pytest.mark.parametrize("variant", FLAGS)
-def test_b_loading_shares_no_storage_with_its_source(variant):
+def test_loading_shares_no_storage_with_its_source(variant):
     flags = FLAGS[variant]
     with_tensor = {} if variant == "foreach" else dict(lr=torch.tensor(0.1))
     for cls in PAIR:
@@ -200,7 +200,7 @@ def test_b_loading_shares_no_storage_with_its_source(variant):
         assert bool(shared) == (cls is torch.optim.Adam)
 
 
-def test_b_two_optimizers_loaded_from_one_checkpoint_do_not_disturb_each_other():
+def test_two_optimizers_loaded_from_one_checkpoint_do_not_disturb_each_other():
     outcome = {}
     for cls in PAIR:
         source = trained(cls)[1].state_dict()
@@ -216,7 +216,7 @@ def test_b_two_optimizers_loaded_from_one_checkpoint_do_not_disturb_each_other()
 
 
 @pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
-def test_b_loading_checks_shapes(key):
+def test_loading_checks_shapes(key):
     for cls in PAIR:
         saved = copy.deepcopy(trained(torch.optim.Adam, amsgrad=True)[1].state_dict())
         saved["state"][1][key] = torch.ones(2)
@@ -231,7 +231,7 @@ def test_b_loading_checks_shapes(key):
                 opt.load_state_dict(saved)
 
 
-def test_b_broadcasting_shapes_are_caught_too():
+def test_broadcasting_shapes_are_caught_too():
     """A moment of shape (1,) would broadcast silently."""
     outcome = {}
     for cls in PAIR:
@@ -262,7 +262,7 @@ def amp_step(params, opt):
 @pytest.mark.parametrize(
     "how", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"]
 )
-def test_c_amp_support_survives_copies(how):
+def test_amp_support_survives_copies(how):
     kept = {}
     for cls in PAIR:
         params, opt = trained(cls, fused=True)
@@ -276,7 +276,7 @@ def test_c_amp_support_survives_copies(how):
 
 @pytest.mark.parametrize("saved", FLAGS)
 @pytest.mark.parametrize("built", FLAGS)
-def test_c_after_loading_amp_follows_the_loaded_flags(saved, built):
+def test_after_loading_amp_follows_the_loaded_flags(saved, built):
     checkpoint = trained(adamlib.Adam, **FLAGS[saved])[1].state_dict()
     params, opt = trained(adamlib.Adam, steps=0, **FLAGS[built])
     opt.load_state_dict(checkpoint)
@@ -289,7 +289,7 @@ def test_c_after_loading_amp_follows_the_loaded_flags(saved, built):
             amp_step(params, opt)
 
 
-def test_c_a_fused_group_beside_another_one_is_unscaled_correctly():
+def test_a_fused_group_beside_another_one_is_unscaled_correctly():
     """torch hands the scale to both groups and the one that is not fused dies of an AssertionError."""
 
     def groups():
@@ -308,7 +308,7 @@ def test_c_a_fused_group_beside_another_one_is_unscaled_correctly():
             torch.testing.assert_close((a.detach(), b.detach()), (c.detach(), d.detach()))
 
 
-def test_c_a_group_switched_to_fused_by_hand_is_supported_too():
+def test_a_group_switched_to_fused_by_hand_is_supported_too():
     params, opt = trained(adamlib.Adam)
     opt.param_groups[0]["fused"] = True
     amp_step(params, opt)
@@ -333,7 +333,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
-def test_d_a_groups_options_are_validated_like_the_constructors(wrong):
+def test_a_groups_options_are_validated_like_the_constructors(wrong):
     good, bad = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError) as from_constructor:
         torch.optim.Adam([good], **wrong)
@@ -350,7 +350,7 @@ def test_d_a_groups_options_are_validated_like_the_constructors(wrong):
     opt.add_param_group(dict(params=[bad]))  # after the error a right group can still be added
 
 
-def test_d_torch_runs_uphill_with_a_negative_learning_rate_in_a_group():
+def test_torch_runs_uphill_with_a_negative_learning_rate_in_a_group():
     p = torch.ones(1, requires_grad=True)
     opt = torch.optim.Adam([dict(params=[p], lr=-1.0)])
     p.grad = torch.ones(1)
@@ -362,7 +362,7 @@ def test_d_torch_runs_uphill_with_a_negative_learning_rate_in_a_group():
 
 
 @pytest.mark.parametrize("foreach", [False, True])
-def test_e_capturable_runs_on_a_cpu_where_torch_refuses(foreach):
+def test_capturable_runs_on_a_cpu_where_torch_refuses(foreach):
     for cls in PAIR:
         p = torch.ones(3, requires_grad=True)
         opt = cls([p], lr=0.1, capturable=True, foreach=foreach)
@@ -377,7 +377,7 @@ def test_e_capturable_runs_on_a_cpu_where_torch_refuses(foreach):
 
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("beta2, torch_loses", [(0.999, 1e-6), (0.9999, 1e-5)])
-def test_e_the_bias_correction_keeps_its_digits(foreach, beta2, torch_loses, torch_capturable_on_cpu):
+def test_the_bias_correction_keeps_its_digits(foreach, beta2, torch_loses, torch_capturable_on_cpu):
     """One step from zero: Δ = −lr exactly, whatever β₂ is, if both corrections are right."""
     error = {}
     for cls in PAIR:
@@ -393,7 +393,7 @@ def test_e_the_bias_correction_keeps_its_digits(foreach, beta2, torch_loses, tor
 
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.9999), (0.0, 0.999), (0.0, 0.0), (0.99, 0.5)])
-def test_e_the_correction_is_right_at_every_step(foreach, betas):
+def test_the_correction_is_right_at_every_step(foreach, betas):
     """A constant gradient moves a weight by −lr at every step."""
     p = torch.zeros(1, requires_grad=True)
     opt = adamlib.Adam([p], lr=1.0, betas=betas, eps=0.0, capturable=True, foreach=foreach)
@@ -407,7 +407,7 @@ def test_e_the_correction_is_right_at_every_step(foreach, betas):
 
 
 @pytest.mark.parametrize("foreach", [False, True])
-def test_e_a_capturable_step_reads_nothing_back_to_python(foreach):
+def test_a_capturable_step_reads_nothing_back_to_python(foreach):
     """`.item()` on a tensor would stop a capture: none may happen, also not hidden in a comparison."""
     p, q = torch.ones(3, requires_grad=True), torch.ones((), requires_grad=True)
     opt = adamlib.Adam(
@@ -437,7 +437,7 @@ def test_e_a_capturable_step_reads_nothing_back_to_python(foreach):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("foreach", [False, True])
-def test_e_a_captured_step_replays_to_the_bits_of_an_uncaptured_one(foreach):
+def test_a_captured_step_replays_to_the_bits_of_an_uncaptured_one(foreach):
     runs = []
     for captured in (False, True):
         p = torch.ones(33, device="cuda", requires_grad=True)
@@ -459,7 +459,7 @@ def test_e_a_captured_step_replays_to_the_bits_of_an_uncaptured_one(foreach):
 
 
 @pytest.mark.cuda
-def test_e_capture_without_the_flag_is_refused():
+def test_capture_without_the_flag_is_refused():
     p = torch.ones(3, device="cuda", requires_grad=True)
     p.grad = torch.ones(3, device="cuda")
     opt = adamlib.Adam([p])
@@ -482,7 +482,7 @@ def unrolled(cls, steps, **options):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 30])
-def test_f_amsgrad_can_be_differentiated_over_many_steps(steps):
+def test_amsgrad_can_be_differentiated_over_many_steps(steps):
     for cls in PAIR:
         leaf, p, _ = unrolled(cls, steps, amsgrad=True)
         if cls is torch.optim.Adam and steps >= 3:
@@ -493,7 +493,7 @@ def test_f_amsgrad_can_be_differentiated_over_many_steps(steps):
             assert leaf.grad.isfinite().all() and bool(leaf.grad.any())
 
 
-def test_f_the_callers_gradient_is_not_written():
+def test_the_callers_gradient_is_not_written():
     """torch adds weight_decay·p into p.grad itself when weight_decay requires a gradient."""
     outcome = {}
     for cls in PAIR:
@@ -513,7 +513,7 @@ def test_f_the_callers_gradient_is_not_written():
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_f_gradients_are_finite_where_v_is_zero(amsgrad):
+def test_gradients_are_finite_where_v_is_zero(amsgrad):
     for cls in PAIR:
         g = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
         p = torch.ones(2, dtype=torch.float64, requires_grad=True).clone()
@@ -532,7 +532,7 @@ def test_f_gradients_are_finite_where_v_is_zero(amsgrad):
 
 
 @pytest.mark.parametrize("variant", FLAGS)
-def test_g_amsgrad_can_be_switched_on_after_the_state_exists(variant):
+def test_amsgrad_can_be_switched_on_after_the_state_exists(variant):
     for cls in PAIR:
         if cls is torch.optim.Adam and variant.startswith("capturable"):
             continue  # torch does not run it on a CPU at all
@@ -558,7 +558,7 @@ def test_g_amsgrad_can_be_switched_on_after_the_state_exists(variant):
         )
 
 
-def test_g_a_checkpoint_saved_without_amsgrad_serves_an_instance_that_switches_it_on():
+def test_a_checkpoint_saved_without_amsgrad_serves_an_instance_that_switches_it_on():
     checkpoint = trained(torch.optim.Adam)[1].state_dict()
     checkpoint["param_groups"][0]["amsgrad"] = True
     params, opt = trained(adamlib.Adam, steps=0, amsgrad=True)
@@ -581,7 +581,7 @@ def package_files():
 
 
 @pytest.mark.parametrize("path", package_files(), ids=lambda p: p.name)
-def test_h_no_bare_asserts(path):
+def test_no_bare_asserts(path):
     tree = ast.parse(path.read_text(encoding="utf8"))
     assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)], path
     raised = [

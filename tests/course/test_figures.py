@@ -203,9 +203,9 @@ def test_stubs_are_recognised(stub):
 
 
 def test_the_readers_line_is_shown(tmp_path):
-    (tmp_path / "cell.py").write_text("def mine(x):\n    y = 0\n    return x[0] / y  # the reader's own line\n")
+    (tmp_path / "cell.py").write_text("def mine(x):\n    y = 0\n    return x[0] / y  # the reader's own line\n", encoding="utf-8")
     scope = {}
-    exec(compile((tmp_path / "cell.py").read_text(), str(tmp_path / "cell.py"), "exec"), scope)
+    exec(compile((tmp_path / "cell.py").read_text(encoding="utf-8"), str(tmp_path / "cell.py"), "exec"), scope)
     assert "at        return x[0] / y  # the reader's own line" in repr(halve(scope["mine"]))
 
 
