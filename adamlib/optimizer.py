@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .functional import (
-    Step, WrongCount, choose, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
+    FLAGS, Step, choose, count, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
 )
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
@@ -36,8 +36,8 @@ class Adam(Optimizer):
         differentiable: autograd goes through the step; parameters may be non-leaf tensors.
         decoupled_weight_decay: decay as in AdamW (Loshchilov & Hutter 2019), with λ multiplied by α.
 
-    Raises ValueError, TypeError or RuntimeError, as torch does. A step refuses before anything is changed what can
-    be seen by looking at the groups; where the arithmetic itself fails, the tensors before that are stepped.
+    Raises ValueError, TypeError or RuntimeError, as torch does. A step of all groups is the for-loop's, to rounding, or
+    it raises before a parameter, a moment or a count has changed.
     """
 
     _triton = None  # our own kernel with its tables, which belong to no state
@@ -66,11 +66,9 @@ class Adam(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What a GradScaler asks: may it leave unscaling and skipping to the step? Only if all groups are fused.
-
-        Somebody else's answer may be set, as on torch's optimizers; deleting one is answering no.
-        """
-        answer = self.__dict__.get("_amp_answer")
+        """What a GradScaler asks: may it leave unscaling and skipping to the step? Yes, if all groups are fused, and
+        nobody has set another answer, as can be done with torch's optimizers; deleting it is answering no."""
+        answer = vars(self).get("_amp_answer")
         return all(group["fused"] for group in self.param_groups) if answer is None else answer
 
     @_step_supports_amp_scaling.setter
@@ -89,8 +87,12 @@ class Adam(Optimizer):
         form; fused and differentiable steps stay outside of it and run as always.
         """
         compiling = torch.compiler.is_compiling()
-        if not compiling:
-            self._refuse_capture_without_the_flag()
+        capturing = not compiling and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError(
+                f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
+                "param_groups' capturable is False: its count would be frozen. Construct it with capturable=True"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -103,56 +105,59 @@ class Adam(Optimizer):
         return loss
 
     def _take_step(self) -> None:
+        scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         if torch.compiler.is_compiling():
-            plain, *_ = self._choose({})
-            take(plain)
+            steps = self._choose(scaler)
+            take(steps, count(steps))
             return
         before = self.state.copy()  # entries are made and exchanged, never changed, so this is all of it
         try:
-            takes = self._look()
+            try:
+                steps = self._choose(scaler)
+            except RuntimeError:
+                if not self._place_counts():
+                    raise
+                steps = self._choose(scaler)
+            plain, ours = [s for s in steps if s.variant in FLAGS], [s for s in steps if s.variant not in FLAGS]
+            launch = self._prepare_triton(ours, scaler) if ours else None
+            ts = count(plain)
         except Exception:
             self.state.clear()
             self.state.update(before)
             raise
-        for take_steps in takes:
-            take_steps()
+        take(plain, ts, follow=True)
+        if launch is not None:
+            launch()
 
-    def _look(self) -> list[Callable[[], None]]:
-        """Look at all groups; raise where one cannot be stepped, return what steps them."""
-        scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        try:
-            plain, differentiable, ours = self._choose(scaler)
-        except WrongCount:  # as a flag, a checkpoint or the user has left it: bring it where it belongs, look again
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if self.state.get(p):
-                        self.state[p] = complete(self.state[p], p, group)
-            plain, differentiable, ours = self._choose(scaler)
-        takes = [partial(take, plain)]
-        if differentiable:
-            takes.append(torch.enable_grad()(partial(take, differentiable)))
-        if ours:
-            from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
-
-            self._triton = self._triton or FusedTriton()
-            groups = [
-                GroupLists(*step.lists, **step.options, name=lambda i, step=step: step.name(step.lists[0][i]))
-                for step in ours
-            ]
-            takes.append(self._triton.prepare(groups, **scaler))
-        return takes
-
-    def _choose(self, scaler: dict[str, Tensor]) -> tuple[list[Step], list[Step], list[Step]]:
-        """The steps of all groups, looked at: plain ones, those that autograd follows, those of our own kernel."""
-        plain, differentiable, ours = [], [], []
+    def _choose(self, scaler: dict[str, Tensor]) -> list[Step]:
+        """The steps of all groups, looked at."""
+        steps = []
         for group in self.param_groups:
             lists = [], [], [], [], [], []
             self._init_group(group, *lists)
-            steps = ours if group["fused"] == "triton" else differentiable if group["differentiable"] else plain
             steps += choose(lists, group, scaler, partial(self._name, group))
         if not torch.compiler.is_compiling():
-            look(plain + differentiable + ours)
-        return plain, differentiable, ours
+            look(steps)
+        return steps
+
+    def _prepare_triton(self, steps: list[Step], scaler: dict[str, Tensor]) -> Callable[[], None]:
+        from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
+
+        self._triton = self._triton or FusedTriton()
+        return self._triton.prepare([
+            GroupLists(*lists, **options, name=lambda i, name=name, params=lists[0]: name(params[i]))
+            for _, lists, options, name in steps
+        ], **scaler)
+
+    def _place_counts(self) -> bool:
+        """Bring counts where the groups' flags want them now; whether one was elsewhere."""
+        moved = False
+        for group in self.param_groups:
+            for p in group["params"]:
+                if entry := self.state.get(p):
+                    self.state[p] = complete(entry, p, group)
+                    moved |= self.state[p]["step"] is not entry["step"]
+        return moved
 
     def _name(self, group: dict[str, Any], param: Tensor) -> str:
         """What messages call a parameter: its place in the group, its name and its group where there are such."""
@@ -183,14 +188,6 @@ class Adam(Optimizer):
                     max_exp_avg_sqs.append(entry["max_exp_avg_sq"])
                 state_steps.append(entry["step"])
         return any(map(Tensor.is_complex, params))
-
-    def _refuse_capture_without_the_flag(self) -> None:
-        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        if capturing and not all(group["capturable"] for group in self.param_groups):
-            raise RuntimeError(
-                f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
-                "param_groups' capturable is False: its count would be frozen. Construct it with capturable=True"
-            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint, a pickle, or a part of one: complete it, check it, and only then make it our own."""
@@ -237,17 +234,17 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     loaded: from a checkpoint, where betas may differ in type: older torch took (0, 0.99), and a schedule that
     cycles β₁ leaves a float beside a tensor.
     """
-    lr, betas, eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-    foreach, capturable = group["foreach"], group["capturable"]
-    if isinstance(lr, Tensor):
-        if foreach and not capturable:
-            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
+    lr, betas, fused = group["lr"], group["betas"], group["fused"]
+    no_tensors = group["foreach"] and not group["capturable"]
+    why = "as a Tensor is not supported for capturable=False and foreach=True"
+    if isinstance(lr, Tensor) and no_tensors:
+        raise ValueError(f"lr {why}")
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
     if not 0.0 <= lr:
         raise ValueError(f"Invalid learning rate: {lr}")
-    if not 0.0 <= eps:
-        raise ValueError(f"Invalid epsilon value: {eps}")
+    if not 0.0 <= group["eps"]:
+        raise ValueError(f"Invalid epsilon value: {group['eps']}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, (beta1, beta2), but got {len(betas)}: {betas}")
     for i, beta in enumerate(betas):
@@ -255,15 +252,15 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
             raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-    if not 0.0 <= weight_decay:
-        raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+    if not 0.0 <= group["weight_decay"]:
+        raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
     if not (loaded or all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
         raise ValueError("betas must be either both floats or both Tensors")
-    if isinstance(betas[0], Tensor) and foreach and not capturable:
-        raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
-    if group["fused"] not in (None, True, False, "triton"):
-        raise ValueError(f"Invalid fused value: {group['fused']!r}. Use True, False, None or 'triton'")
-    refuse_combinations(foreach, group["differentiable"], group["fused"])
+    if isinstance(betas[0], Tensor) and no_tensors:
+        raise ValueError(f"betas[0] {why}")
+    if fused not in (None, True, False, "triton"):
+        raise ValueError(f"Invalid fused value: {fused!r}. Use True, False, None or 'triton'")
+    refuse_combinations(group["foreach"], group["differentiable"], fused)
     return tuple(map(to_scalar, betas))
 
 
@@ -281,52 +278,40 @@ def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dic
     return entry
 
 
-def step_dtype(group: dict[str, Any]) -> torch.dtype:
-    """float32 (the kernels read a float), float64 where that is the default dtype; exact to 2²⁴ steps."""
-    wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
-    return torch.float64 if wide else torch.float32
-
-
 def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Tensor:
     """A count as the group's flags want it now; a checkpoint, a flag or the user may have moved it.
 
+    float32 (the kernels read a float; exact to 2²⁴ steps), in torch's way float64 where that is the default dtype.
     Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, and then stand still.
     """
     if not isinstance(step, Tensor):
-        step = torch.tensor(float(step), dtype=step_dtype(group), device="cpu")
+        wide = torch.get_default_dtype() == torch.float64
+        step = torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32, device="cpu")
     device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
-    dtype = step.dtype if step.dtype == torch.float64 and not group["fused"] else torch.float32
-    if step.numel() != 1 or step.device == device and step.dtype == dtype and not step.dim():
-        return step  # more than one number is for the step to refuse, which knows the name
+    dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
+    if step.numel() != 1 or step.is_meta or step.device == device and step.dtype == dtype and not step.dim():
+        return step  # what cannot be a count is for the step to refuse, which knows the parameter's name
     return step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
 
 
 def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
     """A parameter's loaded state, checked, its count where the group's flags want it, its tensors our own."""
+    at = f"loaded state dict: the state of parameter {where}"
     if not isinstance(entry, dict):
-        raise ValueError(f"loaded state dict: the state of parameter {where} is {type(entry).__name__}, not a dict")
+        raise ValueError(f"{at} is {type(entry).__name__}, not a dict")
     own = dict(entry)
     for key in ("step", "exp_avg", "exp_avg_sq"):
         if key not in own:
-            raise ValueError(
-                f"loaded state dict: the state of parameter {where} has no {key!r} (it has {sorted(own)}); "
-                "was it saved by another optimizer?"
-            )
+            raise ValueError(f"{at} has no {key!r} (it has {sorted(own)}); was it saved by another optimizer?")
     for key, value in own.items():
-        if key.endswith(("exp_avg", "exp_avg_sq")) and (
-            not isinstance(value, Tensor) or value.shape != param.shape
-        ):
-            raise ValueError(
-                f"loaded state dict: {key} of parameter {where} has shape "
-                f"{tuple(getattr(value, 'shape', ()))}, the parameter {tuple(param.shape)}; "
-                "load it into the model it was saved from"
-            )
+        shape = getattr(value, "shape", ())
+        if key.endswith(("exp_avg", "exp_avg_sq")) and (not isinstance(value, Tensor) or shape != param.shape):
+            raise ValueError(f"{at}: {key} has shape {tuple(shape)}, the parameter {tuple(param.shape)}; "
+                             "load it into the model it was saved from")
         if copy and isinstance(value, Tensor):
             own[key] = value.clone(memory_format=torch.preserve_format)
     step = own["step"]
-    if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))):
-        raise ValueError(
-            f"loaded state dict: step of parameter {where} must be one number, but it is {step!r}"
-        )
+    if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))) or not step >= 0:
+        raise ValueError(f"{at}: step must be one number, 0 or more, but it is {step!r}")
     own["step"] = place_step(step, param, group)
     return own

@@ -144,35 +144,6 @@ def label_line(ax, x, y, text, color, **kw):
     return ax.annotate(text, (x, y), color=COLORS.get(color, color), **kw)
 
 
-def slider(fn, **ranges):
-    """Call ``fn`` with sliders for its arguments: ``slider(plot, beta=(0.0, 0.999, 0.001, 0.9))``.
-
-    Each range is (low, high, step, start). Four integers make an integer slider. Where ipywidgets is missing it says
-    so in one sentence and does nothing more: a slider always stands beside a static figure that tells the story.
-    """
-    try:
-        import ipywidgets
-    except ImportError:
-        print("Sliders need ipywidgets, which is not installed here; the figure beside this cell shows the same.")
-        return
-    controls = {}
-    for name, (low, high, step, start) in ranges.items():
-        whole = all(isinstance(value, int) for value in (low, high, step, start))
-        kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-        controls[name] = kind(value=start, min=low, max=high, step=step, description=name, continuous_update=False)
-        if not whole:
-            controls[name].readout_format = ".4g"
-    ipywidgets.interact(fn, **controls)
-
-
-def _png(fig):
-    """The picture's bytes; the figure is closed."""
-    png = io.BytesIO()
-    fig.savefig(png, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
-    plt.close(fig)
-    return png.getvalue()
-
-
 def _display(alt, pictures):
     display({**pictures, "text/plain": f"[figure] {alt}"}, raw=True, metadata={"image/png": {"alt": alt}})
 

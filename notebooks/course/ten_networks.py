@@ -6,6 +6,7 @@ shared: the gradient of the *sum* of their losses gives each network its own gra
 
 import functools
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -42,3 +43,18 @@ def losses(params, shrink=1):
     hidden = torch.tanh(torch.tanh(x / shrink @ w1 + b1) @ w2 + b2)
     scores = (hidden @ w3 + b3).transpose(1, 2)  # [networks, digits, images], as cross_entropy wants it
     return cross_entropy(scores, y.expand(STARTS, -1), reduction="none").mean(1)
+
+
+def best_rate(final):
+    """The number of the learning rate with the lowest median loss. final: NumPy array of losses [rates, networks]."""
+    return int(np.median(final, axis=1).argmin())
+
+
+def curve(final, fails=0.05):
+    """The median losses per rate, for a figure: beyond the best rate, NaN where training fails (a loss above `fails`).
+
+    What a failing run ends at is chaos: another processor rounds its last bits differently and ends elsewhere.
+    """
+    medians = np.median(final, axis=1)
+    beyond = np.arange(len(medians)) > best_rate(final)
+    return np.where(beyond & (medians > fails), np.nan, medians)

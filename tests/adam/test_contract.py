@@ -288,6 +288,17 @@ def test_the_triton_kernel_keeps_the_contract_in_its_interpreter():
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= len(SITUATIONS), run.stdout
 
 
+@pytest.mark.parametrize("variant", sorted({"single_tensor", "foreach", "differentiable"} & {*VARIANTS}))
+def test_a_count_below_0_is_refused_where_it_is_read(variant):
+    """Of no use to anybody. The others do not read it, and compute with it."""
+    w = World(VARIANTS[variant], {}, 2)
+    w.entry["step"].fill_(-1)
+    before = {what: plain(value) for what, value in w.tensors().items()}
+    with pytest.raises(RuntimeError, match="parameter 0 of group 1: its count is below 0"):
+        w.opt.step()
+    assert before == {what: plain(value) for what, value in w.tensors().items()}
+
+
 # --- the function, called directly
 
 

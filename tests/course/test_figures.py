@@ -104,11 +104,6 @@ def test_a_big_animation_is_refused(shown, monkeypatch):
         figures.show_animation(animation(), alt="a", see="b")
 
 
-def test_slider_calls_the_function_with_its_start(capsys):
-    figures.slider(lambda beta, steps: print("called with", beta, steps), beta=(0.0, 1.0, 0.1, 0.5), steps=(1, 9, 1, 3))
-    assert "called with 0.5 3" in capsys.readouterr().out
-
-
 def test_slider_without_ipywidgets_says_so(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     figures.slider(print, x=(0, 1, 1, 0))
