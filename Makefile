@@ -2,17 +2,19 @@
 #   make PYTHON=/path/to/python3.11 test     another Python (where there is a .venv already: make clean first)
 #   make JUPYTER_FLAGS="--no-browser" lab    flags for JupyterLab
 #   make BENCH_FLAGS="--help" bench          flags for the benchmark
+#   make PATHS_FLAGS="--help" paths          flags for the code paths
 #   make BOOK_FLAGS="--as-stored" book       the site from the stored outputs, without executing
 
 PYTHON ?= python3
 JUPYTER_FLAGS ?=
 BENCH_FLAGS ?=
 BOOK_FLAGS ?=
+PATHS_FLAGS ?=
 PY := .venv/bin/python
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-package test-notebooks bench book slides kaggle student clean
+.PHONY: help lab test test-package test-notebooks paths bench book figure slides kaggle student clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -24,7 +26,7 @@ lab: $(READY)  ## open JupyterLab at the first notebook
 
 test: $(READY)  ## run every test and every cell of every notebook, and compare what they print and draw
 	@echo "testing the package and the notebooks side by side; each prints when it is done, in about 10 minutes"
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-package test-notebooks
+	@$(MAKE) --no-print-directory --jobs=2 test-package test-notebooks
 
 # The two halves take about equally long, so `make test` runs them side by side.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
@@ -32,14 +34,20 @@ EXPORTS := tests/notebooks/test_kaggle.py tests/notebooks/test_pages.py
 test-package: $(READY)
 	$(PYTEST) tests $(addprefix --ignore=,$(EXPORTS))
 test-notebooks: $(READY)
-	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=tests/nbval.cfg \
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 \
 		notebooks $(EXPORTS)
+
+paths: $(READY)  ## run the notebooks under the code paths of other processors (some 20 minutes); nothing may differ
+	$(PY) notebooks/tools/paths.py $(PATHS_FLAGS)
 
 bench: $(READY)  ## time one step of each variant on this machine, beside torch.optim
 	$(PY) -m course.benchmark $(BENCH_FLAGS)
 
 book: $(READY)  ## execute the series and build a site that reads without network, in build/book
 	$(PY) notebooks/tools/book.py $(BOOK_FLAGS)
+
+figure: $(READY)  ## write the figure of the two windows as a page for the projector, build/figure.html
+	$(PY) notebooks/tools/figure.py
 
 slides: $(READY)  ## make a reveal.js deck per chapter that projects without network, in build/slides
 	$(PY) notebooks/tools/slides.py

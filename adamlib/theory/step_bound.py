@@ -10,8 +10,11 @@ it is m̂_t = Σ a_k h_k and v̂_t = Σ b_k h_k². Cauchy–Schwarz then gives t
     |Δ_t|/α ≤ C_t,     C_t² = Σ a_k²/b_k = 1 + χ²(a‖b)
                             = [(1−β₁)/(1−β₁ᵗ)]² · (1−β₂ᵗ)/(1−β₂) · Σ_{k<t} ρᵏ,      ρ = β₁²/β₂,
 
-reached at every t at once by the gradients g_i = (β₂/β₁)^i. Chapter 02 proves this and what follows from it:
-C_t = 1 for all t if β₁ = β₂, else C_t increases strictly in t; its supremum is finite iff ρ < 1.
+reached at every t at once by the gradients g_i = (β₂/β₁)^i. Chapter 02 and its appendix B prove this and what follows:
+C_t = 1 for all t if β₁ = β₂, else C_t increases strictly in t; its supremum is finite iff ρ < 1,
+
+    C_∞² = 1 + (β₁−β₂)²/((1−β₂)(β₂−β₁²)).
+
 Kingma & Ba (arXiv 1412.6980v9, section 2.1) give (1−β₁)/√(1−β₂) or 1 instead: the step after a single spike.
 
 All ratios here are |Δ|/α, pure numbers. `t` may be a number or an array, and math.inf asks for the limit.
@@ -27,15 +30,12 @@ import numpy as np
 from adamlib.theory.algorithm1 import algorithm1
 
 __all__ = [
+    "angle_to_worst",
     "averaging_weights",
-    "chi_square",
     "constant_after_zeros_ratio",
     "extremal_gradients",
-    "first_step_above",
     "growth_ratio",
-    "noise_ratio",
     "spike_ratio",
-    "spike_travel",
     "step_ratios",
     "worst_ratio",
 ]
@@ -57,13 +57,15 @@ def step_ratios(gradients, beta1: float, beta2: float) -> np.ndarray:
     Args:
         gradients: shape (T,) or (T, n) for n sequences side by side.
 
-    As long as all gradients were zero the step is taken to be 0 (it would be 0/0).
+    As long as all gradients were zero the step is taken to be 0 (it would be 0/0). Where v̂ has forgotten what m̂
+    still remembers (β₂ = 0, or squares that leave the range of a double) the ratio is infinite.
     """
     gradients = np.asarray(gradients, dtype=np.float64)
     if gradients.ndim == 0 or len(gradients) == 0:
         raise ValueError("gradients must hold at least one gradient: shape (T,) or (T, n)")
-    run = algorithm1(np.zeros(gradients.shape[1:]), gradients, lr=1.0, betas=(beta1, beta2), eps=0.0)
-    return np.where(run.v_hat > 0, run.delta, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        run = algorithm1(np.zeros(gradients.shape[1:]), gradients, lr=1.0, betas=(beta1, beta2), eps=0.0)
+    return np.where(run.m_hat == 0, 0.0, run.delta)
 
 
 def worst_ratio(beta1: float, beta2: float, t, *, bias_correction: bool = True):
@@ -77,33 +79,17 @@ def worst_ratio(beta1: float, beta2: float, t, *, bias_correction: bool = True):
     _check_betas(beta1=beta1, beta2=beta2)
     t = _many_t(t)
     if beta2 == 0:  # v̂ = g_t² alone: any memory in m̂ makes the ratio unbounded from the second step on
-        return np.where(t > 1, 1.0 if beta1 == 0 else math.inf, 1.0)[()]
+        first = 1.0 if bias_correction else 1 - beta1
+        return np.where(t > 1, 1.0 if beta1 == 0 else math.inf, first)[()]
     if beta1 == beta2 and bias_correction:
         return np.ones_like(t)[()]
 
-    log_square = 2 * math.log1p(-beta1) - math.log1p(-beta2) + _log_geometric_sum(beta1, beta2, t)
+    log_square = 2 * math.log1p(-beta1) - math.log1p(-beta2) + _log_geometric_sum(beta1 * beta1, math.log(beta2), t)
     if bias_correction:
         log_square += np.log(_fraction_of_window(beta2, t)) - 2 * np.log(_fraction_of_window(beta1, t))
     with np.errstate(over="ignore"):
         ratio = np.exp(log_square / 2)
     return (np.where(t == 1, 1.0, np.maximum(ratio, 1.0)) if bias_correction else ratio)[()]
-
-
-def chi_square(beta1: float, beta2: float, t: int) -> float:
-    """χ²(a‖b) = Σ (a_k − b_k)²/b_k, the distance between Adam's two averaging windows; C_t² = 1 + χ².
-
-    Summed as it stands, in O(t), without the closed form of `worst_ratio` and without its cancellation:
-    accurate even where β₁ ≈ β₂ and χ² is far below the rounding of 1.
-    """
-    _check_betas(beta1=beta1, beta2=beta2)
-    t = _one_t(t)
-    if beta2 == 0:
-        return 0.0 if beta1 == 0 or t == 1 else math.inf
-    k, a0, b0 = np.arange(t), averaging_weights(beta1, t)[0], averaging_weights(beta2, t)[0]
-    with np.errstate(over="ignore"):  # (a_k − b_k)/√b_k without forming b_k, which underflows at great ages
-        root_b0, root_beta2 = math.sqrt(b0), math.sqrt(beta2)
-        distance = a0 / root_b0 * (beta1 / root_beta2) ** k - root_b0 * root_beta2**k
-        return float(distance @ distance)
 
 
 def extremal_gradients(beta1: float, beta2: float, t: int) -> np.ndarray:
@@ -129,6 +115,28 @@ def extremal_gradients(beta1: float, beta2: float, t: int) -> np.ndarray:
     return np.exp(log_growth * exponents)
 
 
+def angle_to_worst(m, v, t, beta1: float, beta2: float):
+    """How near each weight is to its worst case, in degrees: cos(angle) = (|Δ_t|/α)/C_t with ε = 0.
+
+    Cauchy–Schwarz says that a cosine is at most 1. Here it is the cosine of the angle between the weight's gradients,
+    h_k·√b_k, and the extremal ones, a_k/√b_k: at 0° the step has length C_t·α, at 90° there is no step. The gradients
+    themselves are not needed, because m and v know enough of them.
+
+    Args:
+        m, v, t: the moments as the optimizer holds them, not bias-corrected, and the number of steps: for torch
+            `state["exp_avg"]`, `state["exp_avg_sq"]` and `state["step"]`, on the CPU. m and v of one shape.
+
+    A weight whose gradients have all been zero takes no step: 90°.
+    """
+    _check_betas(beta1=beta1, beta2=beta2)
+    t = float(_one_t(float(t)))
+    m_hat = np.abs(np.asarray(m, dtype=np.float64)) / _fraction_of_window(beta1, t)
+    v_hat = np.asarray(v, dtype=np.float64) / _fraction_of_window(beta2, t)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = m_hat / np.sqrt(v_hat) / worst_ratio(beta1, beta2, t)
+    return np.degrees(np.arccos(np.where(m_hat == 0, 0.0, np.minimum(cosine, 1.0))))[()]
+
+
 def growth_ratio(growth, beta1: float, beta2: float, t=math.inf):
     """R(γ): |Δ_t|/α when every gradient is γ times the one before it (γ = 1: constant; inf: a spike).
 
@@ -148,10 +156,11 @@ def growth_ratio(growth, beta1: float, beta2: float, t=math.inf):
     if t == math.inf and not np.all(γ * γ > beta2):
         lowest = math.sqrt(beta2)
         raise ValueError(f"t = inf needs growth > sqrt(beta2) = {lowest:.6g}; give a finite t for less")
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        m_hat = _geometric_sum(beta1 / γ, t) / _geometric_sum(beta1, t)
-        v_hat = _geometric_sum(beta2 / γ**2, t) / _geometric_sum(beta2, t)
-        return (m_hat / np.sqrt(v_hat))[()]
+    log_γ = np.log(γ)
+    log_m_hat = _log_geometric_sum(beta1, log_γ, t) - _log_geometric_sum(beta1, 0.0, t)
+    log_v_hat = _log_geometric_sum(beta2, 2 * log_γ, t) - _log_geometric_sum(beta2, 0.0, t)
+    with np.errstate(over="ignore"):
+        return np.exp(log_m_hat - log_v_hat / 2)[()]
 
 
 def spike_ratio(beta1: float, beta2: float, t):
@@ -160,19 +169,6 @@ def spike_ratio(beta1: float, beta2: float, t):
     t = _many_t(t)
     limit = (1 - beta1) / math.sqrt(1 - beta2)
     return (limit * np.sqrt(_fraction_of_window(beta2, t)) / _fraction_of_window(beta1, t))[()]
-
-
-def spike_travel(beta1: float, beta2: float) -> float:
-    """Total distance, in α, that one spike after a long silence moves a parameter if only zeros follow.
-
-    (1−β₁)/√(1−β₂)/(1−β₁/√β₂), or inf if β₁² ≥ β₂: then the steps do not die out.
-    """
-    _check_betas(beta1=beta1, beta2=beta2)
-    if beta1 == 0:
-        return 1 / math.sqrt(1 - beta2)
-    if beta1**2 >= beta2:
-        return math.inf
-    return (1 - beta1) / math.sqrt(1 - beta2) / (1 - beta1 / math.sqrt(beta2))
 
 
 def constant_after_zeros_ratio(beta1: float, beta2: float, n, zeros: float = math.inf):
@@ -186,39 +182,6 @@ def constant_after_zeros_ratio(beta1: float, beta2: float, n, zeros: float = mat
     return (m_hat / np.sqrt(v_hat))[()]
 
 
-def first_step_above(level: float, beta1: float, beta2: float) -> int:
-    """The first t with C_t > level.
-
-    Raises:
-        ValueError: C_t never exceeds `level` at these betas.
-    """
-    supremum = worst_ratio(beta1, beta2, math.inf)
-    if not level < supremum:
-        raise ValueError(f"C_t has the supremum {supremum:.6g} at these betas, which is not above {level}")
-    above = 1
-    while worst_ratio(beta1, beta2, above) <= level:  # C_t increases in t: double, then halve the interval
-        above *= 2
-        if above > 2**60:
-            raise ValueError(f"{level} is too close to the supremum {supremum} to be told apart in doubles")
-    below = above // 2
-    while above - below > 1:
-        middle = (below + above) // 2
-        below, above = (below, middle) if worst_ratio(beta1, beta2, middle) > level else (middle, above)
-    return above
-
-
-def noise_ratio(beta1: float, beta2: float) -> float:
-    """Mean |Δ|/α when the gradients are pure noise, g ~ N(0, σ²) independent, long after the start.
-
-    √(2/π)·√((1−β₁)/(1+β₁)) to leading order in 1−β₂, with the two next terms of expanding v̂^(−1/2):
-    an approximation for β₂ near 1 (0.18302 against 0.18311 ± 0.00010 simulated at the defaults).
-    """
-    _check_betas(beta1=beta1, beta2=beta2)
-    κ = (1 - beta2) * (1 - beta1**2) / (1 - beta1**2 * beta2)  # what m̂ and v̂ have in common
-    second_order = 1 - κ / 2 + 0.75 * (1 - beta2) / (1 + beta2)
-    return math.sqrt(2 / math.pi) * math.sqrt((1 - beta1) / (1 + beta1)) * second_order
-
-
 def _fraction_of_window(beta: float, t):
     """1 − βᵗ, the fraction of an infinitely long window that t values fill, without cancellation near 0."""
     if beta == 0:
@@ -226,24 +189,19 @@ def _fraction_of_window(beta: float, t):
     return -np.expm1(np.asarray(t, dtype=np.float64) * math.log(beta))
 
 
-def _geometric_sum(x, t: float):
-    """Σ_{k<t} xᵏ for x ≥ 0 (array) and t ≥ 1 or inf; inf where it diverges."""
-    x = np.asarray(x, dtype=np.float64)
-    log_x = np.log(x)
-    ratio = np.where(x < 1, -np.expm1(t * log_x) / -np.expm1(log_x), np.expm1(t * log_x) / np.expm1(log_x))
-    return np.where(x == 1, t, ratio)
+def _log_geometric_sum(beta: float, log_divisor, t):
+    """log Σ_{k<t} (β/divisor)ᵏ; in logarithms, because the powers overflow early where the ratio is above 1.
 
-
-def _log_geometric_sum(beta1: float, beta2: float, t):
-    """log Σ_{k<t} ρᵏ with ρ = β₁²/β₂, in logarithms because ρᵗ overflows early where ρ > 1."""
-    if beta1 == 0:
-        return np.zeros_like(t)
-    log_ρ = 2 * math.log(beta1) - math.log(beta2)
-    if log_ρ == 0 or beta1 * beta1 == beta2:
-        return np.log(t)
-    if log_ρ < 0:
-        return np.log(np.expm1(t * log_ρ) / math.expm1(log_ρ))
-    return (t - 1) * log_ρ + np.log(np.expm1(-t * log_ρ) / math.expm1(-log_ρ))
+    A ratio that differs from 1 by less than a few roundings counts as 1: then every term is 1 and the sum is t.
+    """
+    if beta == 0:
+        return np.zeros(np.broadcast_shapes(np.shape(log_divisor), np.shape(t)))
+    log_x = np.asarray(math.log(beta) - log_divisor)
+    log_x = np.where(np.abs(log_x) < 1e-14, 0.0, log_x)
+    away = np.where(log_x == 0, -1.0, -np.abs(log_x))  # below 0 from here on, so that nothing overflows
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shrinking = np.log(np.expm1(t * away) / np.expm1(away))
+        return np.where(log_x == 0, np.log(t), shrinking + np.where(log_x > 0, (t - 1) * log_x, 0.0))
 
 
 def _check_betas(**betas: float) -> None:

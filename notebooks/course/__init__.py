@@ -1,6 +1,7 @@
 """What the chapters share and a training script never needs.
 
 ``figures``         one style for all figures, and the one way to show them
+``windows``         Adam's two windows, the figure that a reader can move
 ``data``            the digits
 ``exercises``       the checks that answer like somebody looking over your shoulder
 ``op_meter``        counts the ATen calls of a piece of code and the bytes they move

@@ -25,3 +25,17 @@ def digits():
     x = torch.from_numpy(pixels).float() / 16  # a pixel counts the inked points in a 4x4 block: 0..16
     y = torch.from_numpy(labels).long()
     return x[:-TEST_IMAGES], y[:-TEST_IMAGES], x[-TEST_IMAGES:], y[-TEST_IMAGES:]
+
+
+def articles(seed):
+    """A synthetic text for questions about rare words: int64 [57600], a word is its rank 0..199, 0 the most frequent.
+
+    150 articles of 384 words. Every article has a topic, three rare words (ranks 50..199) drawn for it, which fill
+    four of ten places. In the other places the word of rank r has a frequency proportional to 1/(r + 1), Zipf's law.
+    So rare words come in bursts, as in real texts; nothing else about it is real.
+    """
+    rng = np.random.default_rng(seed)
+    zipf = 1 / np.arange(1, 201)
+    common = rng.choice(200, (150, 384), p=zipf / zipf.sum())
+    topic = np.take_along_axis(rng.integers(50, 200, (150, 3)), rng.integers(0, 3, common.shape), axis=1)
+    return torch.from_numpy(np.where(rng.random(common.shape) < 0.4, topic, common).ravel())

@@ -58,11 +58,31 @@ def show(fig, *, alt, see):
     Raises ValueError when a text is missing.
     """
     _require_text(alt=alt, see=see)
-    png = io.BytesIO()
-    fig.savefig(png, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
-    _display(alt, {"image/png": png.getvalue()})
-    plt.close(fig)
+    _display(alt, {"image/png": _png(fig)})
     print(see)
+
+
+def windows(gradients="waking up", t=12, **settings):
+    """Show Adam's two windows at step ``t`` of a stream of gradients, as a figure that the reader can move.
+
+    gradients: a preset ("constant", "waking up", "second awakening", "growing", "extremal", "noise", "digits") or a
+    sequence of numbers.  t: the step to start at (int >= 1).
+    beta1=0.9, beta2=0.999, eps=0.0, amsgrad=False: Adam's options.
+    correction=True: bias correction that follows t; False: none; a number: frozen at that step, as in a captured graph.
+    dial: the preset's own number: the zeros before it wakes up, or between two awakenings; the growth a step; the
+    signal-to-noise ratio.  For a sequence of numbers, the zeros before its first.
+    Where no script runs, a still of the same moment is seen. Below it stands, in words, what is to be seen.
+    Raises ValueError for settings that leave nothing to show.
+    """
+    from course import windows as drawing  # it draws in the style above
+
+    now = drawing.moment(gradients, t, **settings)
+    seen = drawing.see(now)
+    alt = drawing.alt(now, seen)
+    fig = drawing.still(now, seen)
+    living = drawing.page(now, fig, alt)
+    _display(alt, {"image/png": _png(fig), "text/html": living})
+    print(drawing.sentence(now, seen))
 
 
 def show_animation(anim, *, alt, see, fps=10):
@@ -124,25 +144,12 @@ def label_line(ax, x, y, text, color, **kw):
     return ax.annotate(text, (x, y), color=COLORS.get(color, color), **kw)
 
 
-def slider(fn, **ranges):
-    """Call ``fn`` with sliders for its arguments: ``slider(plot, beta=(0.0, 0.999, 0.001, 0.9))``.
-
-    Each range is (low, high, step, start). Four integers make an integer slider. Where ipywidgets is missing it says
-    so in one sentence and does nothing more: a slider always stands beside a static figure that tells the story.
-    """
-    try:
-        import ipywidgets
-    except ImportError:
-        print("Sliders need ipywidgets, which is not installed here; the figure beside this cell shows the same.")
-        return
-    controls = {}
-    for name, (low, high, step, start) in ranges.items():
-        whole = all(isinstance(value, int) for value in (low, high, step, start))
-        kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-        controls[name] = kind(value=start, min=low, max=high, step=step, description=name, continuous_update=False)
-        if not whole:
-            controls[name].readout_format = ".4g"
-    ipywidgets.interact(fn, **controls)
+def _png(fig):
+    """The picture's bytes; the figure is closed."""
+    png = io.BytesIO()
+    fig.savefig(png, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
+    plt.close(fig)
+    return png.getvalue()
 
 
 def _display(alt, pictures):

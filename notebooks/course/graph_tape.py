@@ -24,7 +24,7 @@ All tensors are on the CPU here, so which of them are "on the device" is a matte
 ``GraphTape``, all that is computed from them, and what a factory makes with ``device=p.device``. Every other
 tensor is on the host, one made with the string ``device="cpu"`` too.
 
-Differences from a CUDA graph
+Differences from a CUDA graph (those that are known; no list of them is complete)
   1. Real capture needs a side stream and a warm-up on one (library handles, autograd, optimizer state).
   2. The tape computes while it records and then puts every content back; CUDA only records.
   3. A CUDA graph reuses the memory of its temporaries inside the graph (a private pool); the tape keeps all.
@@ -32,10 +32,12 @@ Differences from a CUDA graph
      runs on.
   5. ``torch.optim`` and adamlib refuse to be captured on CUDA with ``capturable=False``. The tape lets them:
      it is there to show why they refuse.
-  6. One ATen call is not one kernel: on CUDA a foreach call is one launch or a few.
+  6. One ATen call is not one kernel: on CUDA a foreach call is one launch or a few, and one launch per tensor where
+     its lists differ in shape, as where each tensor is paired with a 0-dim one.
   7. No speed is gained on a CPU: a graph saves launches, and here there are none.
   8. ``x.cpu()``, ``.tolist()``, ``.numpy()`` and ``print(x)`` are refused when the block itself calls them,
-     and missed inside a torch function written in Python; ``x.to("cpu")`` is missed everywhere.
+     and missed inside a torch function written in Python. Missed everywhere: ``x.to("cpu")``, ``h.to(x.device)`` of a
+     host tensor h, ``torch.save``, DLPack, and what torch's CUDA kernels of eigh and svd ask the host.
   9. Some CPU kernels check on the host what CUDA's do not (``one_hot``): refused here, permitted there.
  10. No streams, events, NCCL, pinned-memory copies, conditional nodes or graph updates, and no other thread
      whose work could be disturbed (``capture_error_mode``).
@@ -46,6 +48,7 @@ added ``capturable`` to Adam.
 
 import contextlib
 import itertools
+import types
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -59,7 +62,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .op_meter import new_tensors, tensor_arguments, tensors_in
 
+ALLOCATES = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 NOT_PERMITTED = "operation not permitted when stream is capturing"  # CUDA's words
+
+MAKE_BEFORE = "Make the tensor before the capture, or with torch.full, which hands its number to a kernel"
 
 
 class CaptureError(RuntimeError):
@@ -84,6 +90,8 @@ def device_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         names = group.get("param_names") or [f"p{count + i}" for i in range(len(group["params"]))]
         count += len(names)
         for name, param in zip(names, group["params"]):
+            if isinstance(tensors.get(name), Tensor):
+                raise ValueError(f"two tensors of the optimizer are called {name}: rename the parameter")
             tensors |= {name: param, f"{name}.grad": param.grad}
             for key, value in optimizer.state.get(param, {}).items():
                 if key != "step" or counts_on_device:
@@ -144,6 +152,8 @@ class GraphTape:
     _recording = False  # one capture at a time, in the whole process
 
     def __init__(self, tensors: Mapping[str, Tensor] = {}, /, **named: Tensor):  # noqa: B006
+        for name in tensors.keys() & named.keys():
+            raise TypeError(f"two tensors are called {name}: give one of them another name")
         self._inputs = {**tensors, **named}
         for name, tensor in self._inputs.items():
             if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
@@ -235,6 +245,50 @@ class GraphTape:
         return storages
 
 
+def eagerly(block, optimizer, **inputs):
+    """What ``on_tape`` is to be compared with: a step to warm up; then ``replay()`` is the block, run as Python."""
+    block()
+    return types.SimpleNamespace(replay=block)
+
+
+def on_tape(block, optimizer, on_host=(), **inputs):
+    """A step to warm up, which creates the optimizer's state, and a capture of the next: returns the GraphTape.
+
+    inputs: what the block uses on the device besides the optimizer's tensors. on_host: names of optimizer tensors
+    that are left on the host.
+    """
+    block()
+    tensors = device_tensors(optimizer)
+    for name in on_host:
+        del tensors[name]
+    tape = GraphTape(tensors, **inputs)
+    with tape.capture():
+        block()
+    return tape
+
+
+def verdict(block, **tensors):
+    """May the block be captured? ``"permitted"``, ``"refused: host sync"`` or ``"refused: host memory"``."""
+    try:
+        with GraphTape(**tensors).capture():
+            block()
+    except CaptureError as error:
+        return "refused: host sync" if NOT_PERMITTED in str(error) else "refused: host memory"
+    return "permitted"
+
+
+def cuda_works():
+    """Whether a CUDA device is there and computes; if not, one sentence says why. (A listed one may run nothing.)"""
+    if not torch.cuda.is_available():
+        print("No CUDA device here. With one, the same runs are done with real CUDA graphs.")
+        return False
+    try:
+        return (torch.ones(2, device="cuda") + 1).sum().item() == 4
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        print(f"A CUDA device is listed, but an operation on it fails: {str(error).splitlines()[0]}")
+        return False
+
+
 class _Recorder(TorchDispatchMode):
     """Sees every ATen call of the block, runs it, and records those that touch the device."""
 
@@ -258,8 +312,7 @@ class _Recorder(TorchDispatchMode):
         made_on_device = isinstance(self.factory_device, torch.device)
         if made_on_device and op is torch.ops.aten.lift_fresh.default:
             self.refuse(
-                f"{NOT_PERMITTED}: torch.tensor(..., device=...) copies from the host. Make the tensor "
-                "before the capture, or with torch.full, which hands its number to a kernel"
+                f"{NOT_PERMITTED}: torch.tensor(..., device=...) copies from the host. {MAKE_BEFORE}"
             )
         if not (made_on_device and not tensors) and not any(map(self.on_device, tensors)):
             if tensors and op.namespace == "aten" and not op.is_view:
@@ -291,18 +344,19 @@ class _Recorder(TorchDispatchMode):
             )
 
     def _check(self, op, args, kwargs) -> None:
-        if _needs_value_on_host(op, args):
+        if _needs_value_on_host(op, args, self.on_device):
             self.refuse(
                 f"{NOT_PERMITTED}: {op} needs the value of {self._text(tensors_in((args, kwargs))[0])} on "
                 "the host, and during capture there is none. Decide on the device (torch.where), or read"
                 " it outside the block"
             )
+        copies = op.overloadpacket.__name__ in ("copy_", "_foreach_copy_")  # from pageable memory, which has to wait
         for tensor, _, written in tensor_arguments(op, args, kwargs):
-            if not self.on_device(tensor) and (written or tensor.dim() > 0):
+            if not self.on_device(tensor) and (written or copies or tensor.dim() > 0):
                 self.refuse(
                     f"{op}: expected all tensors to be on the device, but one of shape {tuple(tensor.shape)} "
                     f"is on the host{' and would be written' if written else ''}. Name it when making the "
-                    "tape, GraphTape(..., x=x). Of host tensors only a 0-dim one can be read: it is frozen"
+                    "tape, GraphTape(..., x=x). Of host tensors only a 0-dim one can be read, and frozen, by arithmetic"
                 )
 
     def _record(self, op, args, kwargs, result) -> None:
@@ -315,8 +369,10 @@ class _Recorder(TorchDispatchMode):
         for tensor in new:
             if not self.on_device(tensor):
                 self._add(tensor, f"t{next(self._temporaries)}")
-        if not new and not op._schema.is_mutable:
+        if not new and not op._schema.is_mutable and op._schema.returns:
             return  # a view: no kernel, nothing to replay
+        if op.overloadpacket.__name__ in ALLOCATES:
+            return  # memory and no kernel: a replay finds in it what was written last
         outputs = tuple(
             self._position[id(tensor.untyped_storage())] if any(tensor is t for t in new) else None
             for tensor in tensors_in(result)
@@ -370,6 +426,8 @@ class _CallsByName(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is Tensor.new_tensor and self.recorder.on_device(args[0]):
+            self.recorder.refuse(f"{NOT_PERMITTED}: new_tensor copies from the host. {MAKE_BEFORE}")
         if func in self.READS and self.recorder.on_device(args[0]):
             self.recorder.refuse(
                 f"{NOT_PERMITTED}: {func.__name__} copies a device tensor to the host, and during capture "
@@ -382,17 +440,22 @@ class _CallsByName(TorchFunctionMode):
             self.recorder.factory_device = outer
 
 
-def _needs_value_on_host(op, args) -> bool:
+def _needs_value_on_host(op, args, on_device) -> bool:
     """Does this op return a value, or a size, that is only known once the device has computed?
 
-    torch tags such ops. Indexing has the tag for the sake of masks: an index of integers has a known size,
-    and one value can be written where a mask is set without knowing how often.
+    torch tags such ops. Indexing has the tag for the sake of masks: an index of integers has a known size, and one
+    value of the host's can be written where a mask is set without knowing how often. Two ops have no tag and ask on
+    CUDA: masked_fill for a value that lies on the device (aten/src/ATen/native/cuda/Indexing.cu), and the check of
+    linalg's errors.
     """
     name = op.overloadpacket.__name__
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
         masked = any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
-        return masked and (name == "index" or args[2].numel() != 1)
-    return torch.Tag.data_dependent_output in op.tags or torch.Tag.dynamic_output_shape in op.tags
+        return masked and (name == "index" or args[2].numel() != 1 or on_device(args[2]))
+    if name in ("masked_fill", "masked_fill_"):
+        return any(map(on_device, tensors_in(args[2])))
+    tagged = torch.Tag.data_dependent_output in op.tags or torch.Tag.dynamic_output_shape in op.tags
+    return tagged or name == "_linalg_check_errors"
 
 
 @contextlib.contextmanager

@@ -154,6 +154,33 @@ class OpMeter(TorchDispatchMode):
         alive[number] = weakref.ref(storage, freed)
 
 
+class Visits(TorchDispatchMode):
+    """Which call of a ``with`` block visits which tensor of a model: the order in which a step goes through it.
+
+    rows: for each tensor of the model what belongs to it, such as ``(p, g, m, v)``. Temporaries made from a row
+    belong to it, too; a call that touches no row, such as counting, is not noted.
+
+    ``table`` after the block: for each row the numbers of the calls that visited it, from 1.
+    """
+
+    def __init__(self, rows):
+        super().__init__()
+        self.table = [[] for _ in rows]
+        self._owner = {t.data_ptr(): i for i, row in enumerate(rows) for t in row}
+        self._calls = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        given, made = ([t.data_ptr() for t in tensors_in(part)] for part in (args, result))
+        touched = [self._owner[address] for address in given if address in self._owner]
+        if touched and (op._schema.is_mutable or new_tensors(tensors_in(args), result)):  # no view
+            self._calls += 1
+            self._owner.update(zip(made, touched))
+            for i in set(touched):
+                self.table[i].append(self._calls)
+        return result
+
+
 class TensorArgument(NamedTuple):
     """A tensor that an ATen call was given, and what the call does with it."""
 

@@ -97,7 +97,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 def work(folder: pathlib.Path, hows: list[str], steps: int, poison: str | None) -> None:
     """What one process does: join the others, train in each way, write `<rank>.pt` to the folder."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    (folder / f"{rank}.pid").write_text(str(os.getpid()))
+    (folder / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")  # needs no network
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=SECONDS))
     share = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
@@ -156,7 +156,7 @@ def running(pid: int) -> bool:
     stat = pathlib.Path(f"/proc/{pid}/stat")
     try:
         os.kill(pid, 0)
-        return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        return not (stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z")
     except OSError:
         return False
 
@@ -170,7 +170,7 @@ def _end(launcher: subprocess.Popen, folder: pathlib.Path) -> list[int]:
         except subprocess.TimeoutExpired:
             launcher.kill()
             launcher.communicate()
-    workers = [int(file.read_text()) for file in sorted(folder.glob("*.pid"))]
+    workers = [int(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.pid"))]
     for pid in workers:
         deadline = time.monotonic() + 5
         while running(pid) and time.monotonic() < deadline:
@@ -182,8 +182,8 @@ def _end(launcher: subprocess.Popen, folder: pathlib.Path) -> list[int]:
 
 def _first_error(folder: pathlib.Path) -> str | None:
     """The traceback of the rank that failed first: the others fail because it is gone."""
-    errors = sorted(folder.glob("*.error"), key=lambda file: int(file.read_text().partition("\n")[0]))
-    return errors[0].read_text().partition("\n")[2] if errors else None
+    errors = sorted(folder.glob("*.error"), key=lambda file: int(file.read_text(encoding="utf-8").partition("\n")[0]))
+    return errors[0].read_text(encoding="utf-8").partition("\n")[2] if errors else None
 
 
 def _shortened(error: BaseException, rank: str) -> str:
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         work(options.folder, options.hows, options.steps, options.poison)
     except Exception as error:
         text = f"{time.time_ns()}\n{_shortened(error, os.environ['RANK'])}"
-        (options.folder / f"{os.environ['RANK']}.error").write_text(text)
+        (options.folder / f"{os.environ['RANK']}.error").write_text(text, encoding="utf-8")
         return 1
     return 0
 

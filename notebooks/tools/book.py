@@ -17,9 +17,11 @@ import shutil
 import subprocess
 import sys
 
+import figure
 import nbformat
-from execute import ENVIRONMENT, ROOT, execute
+from execute import execute
 from hygiene import pictures, tags
+from series import ROOT, chapters
 
 SOURCE, SITE = ROOT / "build" / "book-source", ROOT / "build" / "book"
 CONFIGURATION = """
@@ -56,7 +58,8 @@ def prepare(notebook):
             if "solution" in tags(cell):
                 cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide it"}
                 cell.metadata["tags"] = [*tags(cell), "hide-cell"]
-            elif "setup" in tags(cell):
+            elif "setup" in tags(cell) or cell.metadata.get("jupyter", {}).get("source_hidden"):
+                cell.metadata["mystnb"] = {"code_prompt_show": "Show the code", "code_prompt_hide": "Hide it"}
                 cell.metadata["tags"] = [*tags(cell), "hide-input"]
             alts = [alt for _, alt in pictures(cell)]
             if alts:
@@ -68,14 +71,17 @@ def abilities(notebook):
     """(title, the lines under "After this chapter you can") of a chapter."""
     title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
     text = "\n".join(cell.source for cell in notebook.cells[:3] if cell.cell_type == "markdown")
-    listed = re.search(r"after this chapter you can[^\n]*\n((?:\s*[-*].*\n?)+)", text, re.IGNORECASE)
+    listed = re.search(r"after this chapter you can[^\n]*\n((?:.*\S.*\n)+)", text + "\n", re.IGNORECASE)
     return title, listed.group(1).strip() if listed else ""
 
 
 def index(chapters):
-    """The first page: what this is, and for each chapter a picture and what the reader will be able to do."""
+    """The first page: what this is, a figure to move, and for each chapter a picture and the reader's aims."""
     lines = ["# Adam, in every variant", "", "Notebooks that take Adam from five lines of algebra to every form "
-             "PyTorch ships. Numbers come from the cells beside the text; what was not run says so.", ""]  # fmt: skip
+             "PyTorch ships. Numbers come from the cells beside the text; what was not run says so.", "",
+             "Adam's step is a ratio of two averages of the same gradients, and one of them looks back further. Move "
+             "the figure (<a href='figure.html'>or open it alone</a>): how long can one step become?", "",
+             f"```{{raw}} html\n{figure.living()}\n```", ""]  # fmt: skip
     for name, notebook in chapters.items():
         title, aims = abilities(notebook)
         lines += [f"## [{title}]({name}.ipynb)", ""]
@@ -102,7 +108,7 @@ def main(arguments=None):
 
 def build(executing):
     """Write the site to SITE. Exits with what to do where there is nothing to build, or Sphinx complains."""
-    originals = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    originals = chapters()
     if not originals:
         sys.exit("no chapters in notebooks/: is this a complete clone?")
     shutil.rmtree(SOURCE, ignore_errors=True)
@@ -111,22 +117,22 @@ def build(executing):
     shutil.copy(ROOT / "notebooks" / "README.md", SOURCE)  # the lecturer's guide, the last page
     if (ROOT / "notebooks" / "recorded").is_dir():
         shutil.copytree(ROOT / "notebooks" / "recorded", SOURCE / "recorded")
-    os.environ.update(ENVIRONMENT)
-    chapters = {}
+    pages = {}
     for number, original in enumerate(originals, 1):
         path = SOURCE / original.name
         shutil.copy(original, path)
         if executing:
             print(f"[{number} of {len(originals)}] executing {original.name}", flush=True)
             execute(path)
-        chapters[path.stem] = prepare(nbformat.read(path, as_version=4))
-        nbformat.write(chapters[path.stem], path)
-    (SOURCE / "conf.py").write_text(CONFIGURATION)
-    (SOURCE / "_static" / "series.css").write_text(STYLE)
-    (SOURCE / "index.md").write_text(index(chapters))
+        pages[path.stem] = prepare(nbformat.read(path, as_version=4))
+        nbformat.write(pages[path.stem], path)
+    (SOURCE / "conf.py").write_text(CONFIGURATION, encoding="utf-8")
+    (SOURCE / "_static" / "series.css").write_text(STYLE, encoding="utf-8")
+    (SOURCE / "index.md").write_text(index(pages), encoding="utf-8")
     built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", SOURCE, SITE])
     if built.returncode:
         sys.exit("Sphinx found something wrong in a chapter (above). Mend it in notebooks/ and run this again.")
+    figure.write(SITE / "figure.html")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ printed at the end; only a failed execution sets the exit status.
 
 import argparse
 import os
-import pathlib
 import sys
 import time
+from unittest import mock
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from series import EXAMPLE, ROOT, TOOLS, chapter_path
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What a kernel runs under, here and in the tests (notebooks/conftest.py): a reader's environment, where torch, MKL and
 # NumPy pick their code paths by the processor. What is stored must hold on all of them.
 ENVIRONMENT = {
@@ -26,10 +26,30 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # on shared cores two threads can be thirty times slower than one
     "CUDA_VISIBLE_DEVICES": "",  # stored outputs are those of a machine without a GPU
 }
-CHOOSES_A_PATH = (  # what a machine may set and a reader's does not
-    "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES",
-)  # fmt: skip
+# Variables that choose a code path. A reader's environment sets none of them, so the tests take them away;
+# tools/paths.py sets them, to see whether an output holds on other processors than this one.
+CHOOSE_A_PATH = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE",
+                 "OPENBLAS_NUM_THREADS", "NPY_DISABLE_CPU_FEATURES")
+PATHS = {
+    "as-it-is": {},
+    "mkl-compatible": {"MKL_CBWR": "COMPATIBLE"},  # roots from the processor's own estimate
+    "mkl-avx2": {"MKL_CBWR": "AVX2"},
+    "mkl-avx512": {"MKL_CBWR": "AVX512"},
+    "aten-default": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "AVX2"},  # no fused multiply-add in torch
+    "aten-avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "aten-avx512": {"ATEN_CPU_CAPABILITY": "avx512", "MKL_CBWR": "AVX2"},
+    "numpy-baseline": {"NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+                       "OPENBLAS_CORETYPE": "Nehalem"},
+    "two-threads": {"OMP_NUM_THREADS": "2"},
+}
+
+
+def environment(path="as-it-is"):
+    """The environment of a kernel: this one, without what chooses a code path, with that of `path` (of PATHS)."""
+    ours = {name: value for name, value in os.environ.items() if name not in CHOOSE_A_PATH}
+    return ours | ENVIRONMENT | PATHS[path]
 # "speaker" is a remark to the lecturer, which decks alone show.
+SETUP_CELL = TOOLS / "setup_cell.py"
 CELL_METADATA = ("tags", "slideshow", "speaker", "jupyter", "cellView", "_kg_hide-input", "_kg_hide-output")
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -40,6 +60,9 @@ METADATA = {
 def execute(path):
     """Run all cells of the notebook at ``path`` in a new kernel and write it back. Raises CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if "setup" in cell.metadata.get("tags", []):  # the same in all notebooks
+            cell.source = SETUP_CELL.read_text(encoding="utf-8").strip()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
 
     def progress(cell, cell_index):
@@ -51,7 +74,8 @@ def execute(path):
         resources={"metadata": {"path": str(path.parent)}}, on_cell_start=progress,
         extra_arguments=["--log-level=ERROR"],  # the kernel's own warnings say nothing about a chapter
     )  # fmt: skip
-    client.execute()
+    with mock.patch.dict(os.environ, environment(), clear=True):
+        client.execute()
     normalise(notebook)
     draft = path.with_suffix(".tmp")
     nbformat.write(notebook, draft)
@@ -86,11 +110,10 @@ def fold(cell):
 
 
 def main(arguments=None):
-    from hygiene import EXAMPLE, chapter_path, problems
+    from hygiene import problems
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=chapter_path, metavar="NOTEBOOK", help=f"such as {EXAMPLE}")
-    os.environ.update(ENVIRONMENT)
     failed = []
     for path in parser.parse_args(arguments).notebooks:
         start = time.perf_counter()

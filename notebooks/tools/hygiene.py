@@ -9,32 +9,19 @@ import re
 import sys
 
 import nbformat
+from series import APPENDICES, EXAMPLE, MAIN_LINE, chapter_path
 
-SERIES = (
-    "00_start_here", "01_the_math", "02_the_step_bound", "03_single_tensor", "04_foreach", "05_fused_cuda",
-    "06_capturable", "07_differentiable", "08_in_practice", "09_errata",
-)  # fmt: skip
-APPENDICES = ("A_bits", "B_proofs", "C_libraries", "D_inside_the_kernel", "E_many_machines")
 SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "-"}
-EXAMPLE = "notebooks/00_start_here.ipynb"
-WIDEST = 115  # characters in a line of code
+WIDEST = 88  # characters in a line of code: the site and Kaggle cut what is longer
 NOT_COMPARED = {"nbval-skip", "nbval-ignore-output"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users)/|[A-Z]:\\Users\\")
 FRAME = {  # what a chapter's text must contain
     "what the reader will be able to do": r"after this chapter you can",
     "how long it takes": r"minutes",
     "what to know first": r"know first|before you (start|begin)|you should know|prerequisite",
-    "the summary": r"five lines for lunch",
+    "the summary": r"## five lines ",
     "the references": r"references",
 }
-
-
-def chapter_path(text):
-    """A notebook's path on the command line."""
-    path = pathlib.Path(text)
-    if path.suffix != ".ipynb" or not path.is_file():
-        raise argparse.ArgumentTypeError(f"{path} is not a notebook: give the path of one, as in {EXAMPLE}")
-    return path
 
 
 def problems(path):
@@ -48,6 +35,8 @@ def problems(path):
     found += _compared(notebook)
     if re.match(r"(?!00)\d\d_", path.name):
         found += _frame(notebook, path)
+    if re.match(r"[A-Z]_", path.name):
+        found += _appendix(notebook)
     return found
 
 
@@ -90,13 +79,8 @@ def _markdown(number, cell, folder):
 
 def _to_come(folder):
     """Files of the chapters after the last one that is written: a link may point ahead to them, and to no other."""
-    written = [number for number, name in enumerate(SERIES) if (folder / f"{name}.ipynb").exists()]
-    return [f"{name}.ipynb" for name in SERIES[max(written, default=-1) + 1 :]]
-
-
-def chapters(folder):
-    """The notebooks of the series in `folder`: the main line, then the appendices."""
-    return [path for name in SERIES + APPENDICES if (path := pathlib.Path(folder) / f"{name}.ipynb").is_file()]
+    written = [number for number, name in enumerate(MAIN_LINE) if (folder / f"{name}.ipynb").exists()]
+    return [f"{name}.ipynb" for name in (*MAIN_LINE[max(written, default=-1) + 1 :], *APPENDICES)]
 
 
 def _code(number, cell):
@@ -110,7 +94,7 @@ def _code(number, cell):
         yield f"cell {number}: {lines} lines of code; split it (20 at most)"
     widest = max(map(len, cell.source.splitlines()))
     if widest > WIDEST and "setup" not in tags(cell):
-        yield f"cell {number}: a line of {widest} characters; a slide has room for {WIDEST}"
+        yield f"cell {number}: a line of {widest} characters; pages have room for {WIDEST}"
     for output in cell.outputs:
         if output.get("name") == "stderr":
             yield f"cell {number}: wrote to stderr: {output.text.strip()[:80]!r}"
@@ -154,7 +138,7 @@ def _compared(notebook):
 def _frame(notebook, path):
     cells = notebook.cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    if not 40 <= len(cells) <= 70:
+    if not 40 <= len(cells) <= 70:  # 55 once all chapters have their main line
         yield f"{len(cells)} cells; a chapter has 40 to 70"
     if not cells[0].source.startswith("# "):
         yield "the first cell is no title"
@@ -173,6 +157,16 @@ def _frame(notebook, path):
     marks = re.findall(r"●○○|●●○|●●●", text)
     if len(solutions) < 3 or len(marks) < 3:
         yield f"{len(marks)} exercises with a difficulty (●○○ to ●●●), {len(solutions)} solutions; at least three each"
+
+
+def _appendix(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    if not notebook.cells[0].source.startswith("# "):
+        yield "the first cell is no title"
+    if not re.search(r"\]\(\d\d_\w+\.ipynb", notebook.cells[0].source):
+        yield "no link in the first cell to the chapter that an appendix belongs to"
+    if not re.search(FRAME["the references"], text, re.IGNORECASE):
+        yield "the references are missing"
 
 
 def main(arguments=None):

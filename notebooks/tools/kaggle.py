@@ -3,30 +3,30 @@
     python notebooks/tools/kaggle.py                 writes build/kaggle/<chapter>/<chapter>.ipynb and kernel-metadata.json
     python notebooks/tools/kaggle.py --push [01 02]  hands them to the Kaggle CLI (all, or those chapters)
 
-A written notebook begins with one folded cell that holds the sources of adamlib and course as they are, the digits and
-the recorded benchmarks, and writes them beside itself, where a reader can open them. Nothing is installed or downloaded, so it runs
-with the internet switched off; the same file opens in Colab. Pushing needs KAGGLE_USERNAME and the `kaggle` command;
-writing does not.
+Python's standard library is all that writing needs, on any system. A written notebook has one folded cell in the place
+of the setup cell. It holds the sources of adamlib and course as they are, the digits and the recorded benchmarks, and
+writes them beside the notebook, where a reader can open and change them: what was changed stays. Nothing is installed
+or downloaded, so it runs with the internet switched off; the same file opens in Colab. Pushing needs KAGGLE_USERNAME and
+the `kaggle` command.
 """
 
 import argparse
 import base64
 import json
 import os
-import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
-import nbformat
+from series import BUILD as BUILDS
+from series import ROOT, chapters
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "kaggle"
-USES_GPU = {"05_fused_cuda", "06_capturable"}  # the others have nothing to do on one
+BUILD = BUILDS / "kaggle"
+USE_GPU = {"05_fused_cuda", "06_capturable"}  # the others have nothing to do on one
 CARRIED = ("adamlib", "notebooks/course", "notebooks/recorded")
 NOBODY = "your-kaggle-name"  # stands in the metadata until a name is known; Kaggle refuses it
-FOLDED = {"cellView": "form", "_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["adamlib"],
+FOLDED = {"cellView": "form", "_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["setup"],
           "slideshow": {"slide_type": "skip"}}  # fmt: skip
 UNPACK = '''
 import base64, pathlib, sys, tempfile
@@ -36,11 +36,17 @@ try:  # beside the notebook, where you can open the files
     (home / "adamlib").mkdir(exist_ok=True)
 except OSError:  # a folder that cannot be written to
     home = pathlib.Path(tempfile.mkdtemp())
-for name, content in FILES.items():
-    path = home / name
+for name, text in FILES.items():
+    path, content = home / name, base64.b85decode(text) if name.endswith(".npz") else text.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(base64.b85decode(content) if path.suffix == ".npz" else content.encode())
+    if path.exists() and path.read_bytes() != content:
+        print(f"{name} differs from the file in this cell and stays as it is; delete it to get that one")
+    else:
+        path.write_bytes(content)
 sys.path.insert(0, str(home))
+import adamlib, course
+if pathlib.Path(adamlib.__file__).parents[1] != home:
+    raise ImportError("Another package named adamlib was imported before: restart the kernel, run this cell first.")
 '''
 
 
@@ -52,8 +58,8 @@ def package_files():
     files = {}
     for path in sorted(path for folder in CARRIED for path in (ROOT / folder).rglob("*")):
         name = path.relative_to(ROOT).as_posix().removeprefix("notebooks/")
-        if path.suffix in (".py", ".md", ".json"):
-            files[name] = path.read_text()
+        if path.suffix in (".py", ".md", ".json", ".html"):
+            files[name] = path.read_text(encoding="utf-8")
             if "'''" in files[name] or files[name].endswith("\\"):
                 raise ValueError(f"{name}: ''' or a closing backslash cannot stand in the folded cell; write it otherwise")
         elif path.suffix == ".npz":
@@ -61,33 +67,44 @@ def package_files():
     return files
 
 
-def unpacking_cell(files):
+def unpacking_cell(files, number):
     """The folded cell: every source readable between r-triple quotes, then the lines that write them."""
     quoted = "\n".join(f"    {name!r}: r'''{text}'''," for name, text in files.items())
-    source = f"#@title adamlib, the package this chapter imports: run this cell first\nFILES = {{\n{quoted}\n}}\n{UNPACK}"
-    cell = nbformat.v4.new_code_cell(source.rstrip(), id="adamlib-sources", metadata=FOLDED)
-    cell.execution_count = 0
-    return cell
+    source = f"#@title adamlib and course, which this chapter imports: run this cell first\nFILES = {{\n{quoted}\n}}\n{UNPACK}"
+    return {"cell_type": "code", "id": "adamlib-sources", "metadata": FOLDED, "execution_count": number, "outputs": [],
+            "source": source.rstrip()}
 
 
 def self_contained(path, files):
-    """The chapter as a notebook that needs no other file; links to other chapters become plain titles."""
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\[([^\]]*)\]\((?:\w+\.ipynb|README\.md)[^)]*\)", r"*\1*", cell.source)
-    notebook.cells.insert(0, unpacking_cell(files))
+    """The chapter (a dict, as in the file) so that it needs no other file; links to other chapters become plain titles."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for number, cell in enumerate(notebook["cells"]):
+        cell["source"] = "".join(cell["source"])
+        cell["metadata"].pop("speaker", None)
+        if cell["cell_type"] == "markdown":
+            cell["source"] = re.sub(r"\[([^\]]*)\]\((?:\w+\.ipynb|README\.md)[^)]*\)", r"*\1*", cell["source"])
+        if "setup" in cell["metadata"].get("tags", []):
+            notebook["cells"][number] = unpacking_cell(files, cell["execution_count"])
+    if path.stem in USE_GPU:  # asked for where the file is imported by hand, too: Colab's and Kaggle's words
+        notebook["metadata"] |= {
+            "accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []},
+            "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": False,
+                       "language": "python", "sourceType": "notebook"},
+        }  # fmt: skip
     return notebook
 
 
 def kernel_metadata(chapter, title, user):
     """What `kaggle kernels push` reads (kaggle-cli, documentation of kernel-metadata.json)."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")  # Kaggle makes its address from the title
-    return {
+    metadata = {
         "id": f"{user}/{slug}", "title": title, "code_file": f"{chapter}.ipynb", "language": "python",
-        "kernel_type": "notebook", "is_private": True, "enable_gpu": chapter in USES_GPU, "enable_internet": False,
+        "kernel_type": "notebook", "is_private": True, "enable_gpu": chapter in USE_GPU, "enable_internet": False,
         "dataset_sources": [], "competition_sources": [], "kernel_sources": [], "model_sources": [],
     }  # fmt: skip
+    if chapter in USE_GPU:  # the default GPU, a P100, is too old for the kernels of Kaggle's torch
+        metadata["machine_shape"] = "NvidiaTeslaT4"
+    return metadata
 
 
 def build(notebooks=ROOT / "notebooks", out=BUILD, user=None):
@@ -95,28 +112,37 @@ def build(notebooks=ROOT / "notebooks", out=BUILD, user=None):
     files = package_files()
     shutil.rmtree(out, ignore_errors=True)
     folders = []
-    for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
+    for path in chapters(notebooks):
         folder = out / path.stem
         folder.mkdir(parents=True)
-        nbformat.write(self_contained(path, files), folder / path.name)
+        text = json.dumps(self_contained(path, files), indent=1, ensure_ascii=False)
+        (folder / path.name).write_text(text + "\n", encoding="utf-8")
         number, _, name = path.stem.partition("_")
         metadata = kernel_metadata(path.stem, f"Adam {number} {name.replace('_', ' ')}", user or NOBODY)
-        (folder / "kernel-metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        (folder / "kernel-metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         folders.append(folder)
     return folders
 
 
 def push(folders):
+    """Hand the folders to the Kaggle CLI, which exits with 0 also where Kaggle refuses: what it says decides."""
     if shutil.which("kaggle") is None:
         sys.exit("The kaggle command is missing: pip install kaggle, then put your API token where it asks for it.")
+    refused = []
     for folder in folders:
-        print(f"pushing {folder.name}", flush=True)
-        subprocess.run(["kaggle", "kernels", "push", "-p", str(folder)], check=True)
+        done = subprocess.run(["kaggle", "kernels", "push", "-p", str(folder)], capture_output=True, text=True)
+        said = (done.stdout + done.stderr).strip()
+        print(f"{folder.name}: {said}", flush=True)
+        if done.returncode or "error" in said.lower():
+            refused.append(folder.name)
+    if refused:
+        sys.exit(f"Kaggle refused {', '.join(refused)} (its reason is above); push them again: --push "
+                 + " ".join(name.partition("_")[0] for name in refused))
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    numbers = [path.name[:2] for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+    numbers = [path.stem.partition("_")[0] for path in chapters()]
     parser.add_argument("--push", nargs="*", metavar="NN", help="hand them to the Kaggle CLI: all, or these chapters")
     wanted = parser.parse_args(arguments).push
     if unknown := sorted({*(wanted or ())} - {*numbers}):
@@ -129,7 +155,7 @@ def main(arguments=None):
         size = (folder / f"{folder.name}.ipynb").stat().st_size
         print(f"{folder.relative_to(ROOT)}  {size / 1e6:.2f} MB")
     if wanted is not None:
-        push([folder for folder in folders if not wanted or folder.name[:2] in wanted])
+        push([folder for folder in folders if not wanted or folder.name.partition("_")[0] in wanted])
 
 
 if __name__ == "__main__":

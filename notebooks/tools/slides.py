@@ -16,12 +16,13 @@ import shutil
 import sys
 
 import nbformat
-from execute import ROOT
 from hygiene import pictures
 from nbconvert import SlidesExporter
+from series import BUILD as BUILDS
+from series import MAIN_LINE, NOTEBOOKS
 from traitlets.config import Config
 
-BUILD = ROOT / "build" / "slides"
+BUILD = BUILDS / "slides"
 PAGE = 16.0  # lines of running text that a page of 1280 x 720 holds
 FIGURE = 11.5  # a figure's height in such lines
 CODE = 0.62  # a line of code or of printed text
@@ -167,7 +168,7 @@ def copy_assets(out):
 
 def build(out=BUILD):
     """Write every deck to ``out``, with what it loads."""
-    chapters = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    chapters = [path for name in MAIN_LINE if (path := NOTEBOOKS / f"{name}.ipynb").is_file()]
     if not chapters:
         sys.exit("no chapters in notebooks/: is this a complete clone?")
     shutil.rmtree(out, ignore_errors=True)
@@ -178,7 +179,7 @@ def build(out=BUILD):
         html, _ = convert.from_notebook_node(
             paginate(nbformat.read(path, as_version=4)), {"metadata": {"name": path.stem.replace("_", " ")}}
         )
-        (out / f"{path.stem}.html").write_text(html)
+        (out / f"{path.stem}.html").write_text(html, encoding="utf-8")
         print(f"{path.stem}.html  {html.count('<section') - html.count('<section><section')} pages", flush=True)
 
 

@@ -7,15 +7,15 @@ recorded benchmarks are copied beside the notebooks, so the folder is complete: 
 """
 
 import argparse
-import pathlib
 import re
 import shutil
 import sys
 
 import nbformat
+from series import BUILD as BUILDS
+from series import ROOT, chapters
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "student"
+BUILD = BUILDS / "student"
 
 
 def without_solutions(notebook):
@@ -34,12 +34,12 @@ def without_solutions(notebook):
 
 def main(arguments=None):
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args(arguments)
-    chapters = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    if not chapters:
+    notebooks = chapters(ROOT / "notebooks")
+    if not notebooks:
         sys.exit("no chapters in notebooks/: is this a complete clone?")
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
-    for path in chapters:
+    for path in notebooks:
         notebook = nbformat.read(path, as_version=4)
         before = len(notebook.cells)
         nbformat.write(without_solutions(notebook), BUILD / path.name)

@@ -9,24 +9,25 @@ import pytest
 import torch
 
 from adamlib.variants.pointer_table import (
-    Addresses, GroupLists, Numbers, build, chunk_map, number_table, places,
+    CAPTURES, Addresses, GroupLists, Numbers, build, chunk_map, number_rows, places,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
+FP32, BF16 = torch.float32, torch.bfloat16
 
 
 def group(params, *, grads=None, amsgrad=False, lr=1e-3, weight_decay=0.1, decoupled=False, **replaced):
-    """Lists for these parameters; state in their layout, counters at zero."""
+    """Lists for these parameters; state in their layout, counts at zero."""
     lists = GroupLists(
         params, [torch.ones_like(p) for p in params] if grads is None else grads,
         *([torch.zeros_like(p) for p in params] for _ in range(2)),
-        [torch.zeros_like(p) for p in params] if amsgrad else [], [torch.zeros(()) for _ in params],
+        [torch.zeros_like(p) for p in params] if amsgrad else [], [torch.zeros((), device=p.device) for p in params],
         lr, 0.9, 0.999, 1e-8, weight_decay, decoupled, amsgrad, False,
     )
     return lists._replace(**replaced)
 
 
-@pytest.mark.parametrize("numels", [[1], [16], [17], [1, 15, 16, 17, 31, 32, 33, 160], [5] * 40])
+@pytest.mark.parametrize("numels", [[1], [16], [17], [0, 1, 15, 16, 0, 17, 31, 32, 33, 160, 0], [5] * 40])
 def test_every_element_is_in_exactly_one_chunk(numels):
     owner, first = chunk_map(torch.tensor(numels), 16)
     assert owner.dtype == torch.int32 and first.dtype == torch.int64
@@ -46,53 +47,61 @@ def test_chunks_of_tensors_beyond_32_bits():
     assert (int((owner == 1).nonzero()[-1]) - int(first[1])) * 2**13 == 2**33
 
 
-def test_rows_hold_the_addresses_that_the_kernel_reads():
-    lr = torch.tensor(1e-3)
-    a = group([torch.ones(40), torch.ones(0)], amsgrad=True, lr=lr)
-    b = group([torch.ones(300)], amsgrad=True, lr=0.5)
-    [plan] = build([a, b], 256)
-    [launch] = plan.launches
-    first, second = (Addresses(*row) for row in launch.addresses.tolist())
-    columns = [a.params, a.grads, a.exp_avgs, a.exp_avg_sqs, a.max_exp_avg_sqs, a.state_steps]
-    assert first == Addresses(*(column[0].data_ptr() for column in columns), lr.data_ptr(), 0, 40, 0)
-    assert (second.param, second.lr, second.group, second.numel, second.first_chunk) == (
-        b.params[0].data_ptr(), 0, 1, 300, 1)
-    assert launch.owner.tolist() == [0, 1, 1]
-    steps = [*a.state_steps, *b.state_steps]  # the empty tensor counts its steps too
-    assert plan.counters.tolist() == [step.data_ptr() for step in steps]
+@pytest.mark.parametrize("default", ["cpu", "meta"])
+def test_rows_hold_the_addresses_that_the_kernel_reads(default):
+    """Whatever the default device."""
+    a = group([torch.ones(40), torch.ones(0), torch.ones(8).bfloat16()], amsgrad=True)
+    b = group([torch.ones(300)], amsgrad=True)
+    with torch.device(default):
+        [plan] = build([a, b], 256)
+        sent = plan.column([10, 11, 12, 13], captured=True)
+    rows = [Addresses(*row) for row in plan.addresses.tolist()]
+    kinds = {kind.param_dtype: owner.tolist() for kind, owner in plan.launches}
+    assert kinds == {FP32: [0, 2, 2], BF16: [3]}  # the empty tensor counts its steps, too, in row 1
+    assert plan.entries == [0, 1, 3, 2] and sent.tolist() == [10, 11, 13, 12]
+    where = [(lists, i) for lists in (a, b) for i in range(len(lists.params))]
+    for row, entry in zip(rows, plan.entries):
+        lists, i = where[entry]
+        columns = lists.params, lists.exp_avgs, lists.exp_avg_sqs, lists.max_exp_avg_sqs, lists.state_steps
+        assert row[:5] == tuple(column[i].data_ptr() for column in columns)
+        assert (row.group, row.numel) == (lists is b, lists.params[i].numel())
+    assert [row.first_chunk for row in rows] == [0, 1, 1, 0]
 
 
 def test_numbers_are_rounded_once():
-    adam, adamw = (Numbers(*row) for row in number_table([
+    table = torch.tensor(number_rows([
         group([torch.ones(1)], lr=0.3)._replace(beta1=0.0, maximize=True),
         group([torch.ones(1)], decoupled=True)._replace(beta2=torch.tensor(0.9999, dtype=torch.float64)),
-    ]).tolist())
+        group([torch.ones(1)], lr=torch.tensor(0.5)),
+    ]), dtype=FP32)
+    adam, adamw, in_memory = (Numbers(*row) for row in table.tolist())
     assert adam.lr == float(torch.tensor(0.3)) and adam.log_beta1 == -float("inf") and adam.sign == -1
     assert (adam.l2, adam.decoupled) == (adamw.decoupled, adamw.l2) == (float(torch.tensor(0.1)), 0)
     assert adamw.one_minus_beta2 == float(torch.tensor(1 - 0.9999))  # 1 - float32(0.9999) is 1.7e-4 off
+    assert in_memory.lr == -float("inf")  # filled in by the step, on the device
+
+
+def test_betas_elsewhere_are_refused():
+    for name, number in (("beta1", 0), ("beta2", 1)):
+        lists = group([torch.ones(1)], **{name: torch.ones((), device="meta")})
+        with pytest.raises(RuntimeError, match=rf"betas\[{number}\] is a tensor on meta.*float\(beta\)"):
+            number_rows([lists])
 
 
 def test_tensors_of_one_kind_share_a_launch():
-    """Groups and options do not part tensors; dtypes, amsgrad and alignment do."""
-    half = torch.ones(8, dtype=torch.bfloat16)
-    launches = build([
+    """Groups and options do not part tensors; dtypes, amsgrad and alignment do, the gradient's included."""
+    half = torch.ones(8, dtype=BF16)
+    [plan] = build([
         group([torch.ones(8), half]),
         group([torch.ones(8), torch.ones(9)[1:], half.clone()], lr=torch.tensor(0.1), decoupled=True),
         group([half.clone()], exp_avgs=[torch.zeros(8)], exp_avg_sqs=[torch.zeros(8)]),
-        group([torch.ones(8)], amsgrad=True),
-    ], 256)[0].launches
-    found = {tuple(launch.kind): len(launch.addresses) for launch in launches}
-    fp32, bf16 = torch.float32, torch.bfloat16
+        group([torch.ones(8)], amsgrad=True), group([torch.ones(8)], grads=[torch.ones(9)[1:]]),
+    ], 256)
+    found = {tuple(kind): len(owner) for kind, owner in plan.launches}
     assert found == {
-        (fp32, fp32, False, 4): 2, (bf16, bf16, False, 8): 2, (fp32, fp32, False, 1): 1,
-        (bf16, fp32, False, 4): 1, (fp32, fp32, True, 4): 1,
+        (FP32, FP32, False, 4): 2, (BF16, BF16, False, 8): 2, (FP32, FP32, False, 1): 2, (BF16, FP32, False, 4): 1,
+        (FP32, FP32, True, 4): 1,
     }
-
-
-def test_a_shared_counter_is_advanced_once():
-    counter = torch.zeros(())
-    lists = group([torch.ones(8), torch.ones(8)], state_steps=[counter, counter])
-    assert build([lists], 256)[0].counters.tolist() == [counter.data_ptr()]
 
 
 @pytest.mark.parametrize("params", [
@@ -113,69 +122,143 @@ def test_strides_of_single_elements_do_not_matter():
     assert build([group([weight], grads=[gradient])], 256)[0].launches
 
 
+def negated(shape):
+    return torch.zeros(shape, dtype=torch.complex64).conj().imag  # its strides have gaps, one element alone has not
+
+
 def misfits():
-    """what -> (group, what the message says)"""
-    three = [torch.ones(3)]
-    double, half = [torch.ones(3).double()], [torch.ones(3).half()]
-    meta = dict(device="meta")
+    """what -> (groups, what the message says)"""
+    def one(n=3, **replaced):
+        return [group([torch.ones(n)], **replaced)]
+
+    three, other = [torch.ones(3)], torch.ones(3)
+    double, half, meta = [torch.ones(3).double()], [torch.ones(3).half()], torch.ones(3, device="meta")
+    count, freed = torch.zeros(()), torch.ones(3)
+    freed.untyped_storage().resize_(0)  # as FSDP frees the gathered parameters
+    named = group([torch.ones(4).expand(3, 4)], name=["parameter 7 of group 2"].__getitem__)
     return {
-        "gaps": (group([torch.ones(3), torch.ones(6, 4)[:, ::2]]), r"params\[1\] of group 0.*contiguous"),
-        "overlap": (group([torch.ones(4).expand(3, 4)]), r"params\[0\] of group 0.*contiguous"),
-        "float64": (group(double), r"params\[0\].*float64.*fused=True"),
-        "complex": (group([torch.ones(3, dtype=torch.complex64)]), r"params\[0\].*complex64.*foreach=True"),
+        "gaps": ([group([torch.ones(3), torch.ones(6, 4)[:, ::2]])], "parameter 1.*contiguous"),
+        "overlap": ([named], "parameter 7 of group 2: .*contiguous"),
+        "float64": ([group(double)], "parameter 0.*float64.*fused=True"),
+        "complex": ([group([torch.ones(3, dtype=torch.complex64)])], "parameter 0.*complex64.*foreach=True"),
         "transposed gradient": (
-            group([torch.ones(4, 4)], grads=[torch.ones(4, 4).t()]),
-            r"grads\[0\] of group 0: strides \(1, 4\), where its parameter needs \(4, 1\).*empty_like",
+            [group([torch.ones(4, 4)], grads=[torch.ones(4, 4).t()])],
+            r"parameter 0: the gradient .*strides \(1, 4\), the parameter \(4, 1\).*empty_like",
         ),
-        "gradient's dtype": (group(three, grads=half), r"grads\[0\].*float16"),
-        "small moment": (group(three, exp_avgs=[torch.ones(2)]), r"exp_avgs\[0\].*shape"),
-        "moments' dtypes": (group(three, exp_avg_sqs=half), r"exp_avg_sqs\[0\].*float16"),
-        "float64 moments": (group(three, exp_avgs=double, exp_avg_sqs=double), r"exp_avgs\[0\].*float64"),
-        "small v_max": (
-            group(three, amsgrad=True, max_exp_avg_sqs=[torch.ones(2)]), r"max_exp_avg_sqs\[0\].*shape",
+        "expanded gradient": (one(grads=[torch.ones(()).expand(3)]), "the gradient .*strides.*empty_like"),
+        "negated gradient": (one(1, grads=[negated(1)]), "the gradient .*negated.*resolve_neg"),
+        "negated parameter": ([group([negated(1)])], "the parameter .*negated"),
+        "negated moment": (one(1, exp_avgs=[negated(1)]), "exp_avg .*negated"),
+        "gradient's dtype": (one(grads=half), "the gradient .*float16"),
+        "gradient's shape": (one(grads=[torch.ones(4)]), "the gradient .*shape"),
+        "gradient elsewhere": (one(grads=[meta]), "the gradient .*meta"),
+        "small moment": (one(exp_avgs=[torch.ones(2)]), "exp_avg .*shape"),
+        "moments' dtypes": (one(exp_avg_sqs=half), "moments differ in dtype"),
+        "float64 moments": (one(exp_avgs=double, exp_avg_sqs=double), "exp_avg .*float64"),
+        "small v_max": (one(amsgrad=True, max_exp_avg_sqs=[torch.ones(2)]), "max_exp_avg_sq .*shape"),
+        "v_max's dtype": (one(amsgrad=True, max_exp_avg_sqs=half), "moments differ in dtype"),
+        "integer count": (one(state_steps=[torch.tensor(1)]), "its count is torch.int64.*float32"),
+        "count of two": (one(state_steps=[torch.zeros(2)]), r"its count is .* shape \(2,\)"),
+        "count elsewhere": (one(state_steps=[torch.zeros((), device="meta")]), "its count .* on meta"),
+        "no memory": (one(grads=[freed]), "no memory.*to_local"),
+        "a shared count": (
+            [group([torch.ones(3), torch.ones(3)], state_steps=[count, count])],
+            "parameter 0 and parameter 1: .*share memory.*clone",
         ),
-        "integer step": (group(three, state_steps=[torch.tensor(1)]), r"state_steps\[0\].*float32"),
-        "float64 lr": (group(three, lr=torch.tensor(1e-3).double()), r"lr is a tensor.*lr\.float"),
-        "no memory": (
-            group([torch.ones(3, **meta)], state_steps=[torch.zeros((), **meta)]), r"params\[0\].*no memory",
-        ),
+        "shared moments": (one(exp_avgs=[other], exp_avg_sqs=[other]), "parameter 0 and parameter 0: .*share memory"),
+        "overlapping parameters": ([group([other]), group([other[2:]])], "share memory"),
+        "the same parameter twice": ([group(three), group(three)], "share memory"),
     }
 
 
 @pytest.mark.parametrize("misfit", misfits())
 def test_what_the_kernel_would_update_wrongly_is_refused(misfit):
-    lists, message = misfits()[misfit]
-    with pytest.raises(RuntimeError, match=message):
-        build([lists], 256)
+    groups, message = misfits()[misfit]
+    with pytest.raises(RuntimeError, match='fused="triton" cannot step .*' + message):
+        build(groups, 256)
 
 
-def changed_places():
-    """(what, change) for everything that must be noticed between two steps."""
-    def put(column, change):
-        return lambda lists: getattr(lists, column).__setitem__(0, change(getattr(lists, column)[0]))
+def test_neighbours_in_one_buffer_and_one_gradient_for_two_are_taken():
+    flat, gradient = torch.ones(8), torch.ones(4)
+    build([group([flat[:4], flat[4:]], grads=[gradient, gradient])], 256)
 
-    def put_data(change):
-        return lambda lists: setattr(lists.params[0], "data", change(lists.params[0]))
 
+def ways_to_change_a_tensor():
+    """what -> (change of a 4 x 4 tensor, whether it can be made through .data)"""
     return {
-        "gradient moved": put("grads", torch.clone),
-        "gradient laid out anew": put("grads", torch.t),  # in the same memory, as a backward may leave it
-        "gradient's dtype": put("grads", lambda g: g.view(torch.bfloat16)[:, :4]),
-        "parameter moved": put_data(torch.clone),
-        "parameter laid out anew": put_data(torch.t),
-        "moment moved": put("exp_avg_sqs", torch.clone),
-        "counter moved": put("state_steps", torch.clone),
-        "parameter without gradient": lambda lists: [column.pop() for column in lists[:6] if column],
+        "moved": (torch.clone, True),
+        "transposed": (torch.t, True),
+        "shrunk": (lambda t: t[:2], True),
+        "other shape": (lambda t: t.view(2, 8), True),
+        "strides alone": (lambda t: t.as_strided((4, 4), (4, 0)), True),
+        "other dtype": (lambda t: t.view(torch.int32), True),  # in the same memory
+        "elsewhere": (lambda t: t.to("meta"), False),
     }
 
 
-@pytest.mark.parametrize("change", changed_places())
-def test_a_change_of_place_is_noticed(change):
-    lists = group([torch.ones(4, 4), torch.ones(3)])
-    before = places([lists])
-    assert places([lists]) == before
-    changed_places()[change](lists)
-    assert places([lists]) != before
+@pytest.mark.parametrize("how", ways_to_change_a_tensor())
+@pytest.mark.parametrize("column", GroupLists._fields[:5])
+def test_a_change_of_place_is_noticed(column, how):
+    """Put into the list, or through `.data` into the tensor that is in the list already."""
+    change, through_data = ways_to_change_a_tensor()[how]
+    for via_data in (False, True)[:1 + through_data]:
+        lists = group([torch.ones(4, 4), torch.ones(3)], amsgrad=True)
+        (before, _), tensors = places([lists]), getattr(lists, column)
+        assert places([lists])[0] == before
+        if via_data:
+            tensors[0].data = change(tensors[0])
+        else:
+            tensors[0] = change(tensors[0])
+        noticed = places([lists])[0] != before
+        assert noticed != (column == "grads" and how == "moved")  # these have a column of their own
+
+
+@pytest.mark.parametrize("column", GroupLists._fields[:5])
+def test_negation_in_the_same_memory_is_noticed(column):
+    lists, numbers = group([torch.ones(1)], amsgrad=True), torch.zeros(1, dtype=torch.complex64)
+    getattr(lists, column)[0] = numbers.imag
+    before, _ = places([lists])
+    getattr(lists, column)[0].data = numbers.conj().imag
+    after, _ = places([lists])
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+
+
+@pytest.mark.parametrize("change", [
+    torch.clone, torch.Tensor.double, lambda count: count.view(torch.int32), lambda count: count.expand(2),
+], ids=["moved", "float64", "other dtype", "two elements"])
+def test_a_change_of_a_count_is_noticed(change):
+    for via_data in (False, True):
+        lists = group([torch.ones(4)])
+        before, _ = places([lists])
+        if via_data:
+            lists.state_steps[0].data = change(lists.state_steps[0])
+        else:
+            lists.state_steps[0] = change(lists.state_steps[0])
+        assert places([lists])[0] != before
+
+
+@pytest.mark.parametrize("change", [
+    lambda a, b: ([a, b._replace(amsgrad=True)]),
+    lambda a, b: ([a]),
+    lambda a, b: ([b, a]),
+    lambda a, b: ([a._replace(grads=[torch.ones(17)[1:].view(4, 4)]), b]),  # out of step with 16 bytes
+    lambda a, b: ([a, b._replace(**{name: getattr(b, name)[1:] for name in b._fields[:6]})]),
+], ids=["amsgrad", "a group less", "order", "alignment", "a parameter without gradient"])
+def test_a_change_of_the_groups_is_noticed(change):
+    a, b = group([torch.ones(4, 4)]), group([torch.ones(4), torch.ones(3)])
+    assert places(change(a, b))[0] != places([a, b])[0]
+
+
+def test_a_captured_column_is_never_written_again():
+    """A slot per set of addresses, used again for the same; refused when there is none left."""
+    [plan] = build([group([torch.ones(3), torch.ones(4)])], 256)
+    slots = [plan.column([i, -i], captured=True) for i in range(CAPTURES)]
+    assert plan.column([3, -3], captured=True).data_ptr() == slots[3].data_ptr()
+    assert plan.column([99, 100], captured=False) == (99, 100)
+    assert [slot.tolist() for slot in slots] == [[i, -i] for i in range(CAPTURES)]
+    assert plan.full()
+    with pytest.raises(RuntimeError, match="outside of a capture"):
+        plan.column([99, 100], captured=True)
 
 
 def test_adamlib_without_triton():

@@ -1,6 +1,6 @@
 """The Triton kernel compiled for GPUs that are not here: what the compiler made of it.
 
-A stand-in for the GPU driver names the GPU to compile for and launches nothing, so that `FusedTriton.step`
+A stand-in for the GPU driver names the GPU to compile for and launches nothing, so that `FusedTriton`
 itself chooses what is compiled, as it does on the real one. Triton brings NVIDIA's assembler along; its
 output is read here. In a process of its own: the interpreter must be off, and a process has one driver.
 """
@@ -53,12 +53,12 @@ def compile_for(
     )
     triton_kernel._refuse_device = lambda device: None
     p, g = (torch.zeros(2000 + shift, dtype=dtype)[shift:] for _ in range(2))
-    m, v, top = (torch.zeros(2000 + shift, dtype=state)[shift:] for _ in range(3))
+    m, v, v_max = (torch.zeros(2000 + shift, dtype=state)[shift:] for _ in range(3))
     scale = torch.ones(()) if scaled else None
-    FusedTriton().step([GroupLists(
-        [p], [g], [m], [v], [top] if amsgrad else [], [torch.zeros(())], 1e-3, 0.9, 0.999, 1e-8, 0.0, False,
+    FusedTriton().prepare([GroupLists(
+        [p], [g], [m], [v], [v_max] if amsgrad else [], [torch.zeros(())], 1e-3, 0.9, 0.999, 1e-8, 0.0, False,
         amsgrad, False,
-    )], scale, scale)
+    )], scale, scale)()
     triton.JITFunction.run = run
     reports = {name: report(kernel) for name, kernel in compiled.items()}
     if machine_code:

@@ -17,8 +17,8 @@ from torch.optim.adam import adam as torch_adam
 pytest.importorskip("triton")
 
 import adamlib
-from adamlib.variants import triton_kernel
-from adamlib.variants.triton_kernel import FusedTriton, GroupLists, fused_triton
+from adamlib.variants import pointer_table, triton_kernel
+from adamlib.variants.triton_kernel import FusedTriton, GroupLists
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = torch.cuda.is_available() and not INTERPRETED
@@ -47,6 +47,10 @@ def test_in_the_interpreter():
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 30, run.stdout
+
+
+def take_step(kernel, *groups, scale=None, found_inf=None):
+    kernel.prepare([*groups], scale, found_inf)()
 
 
 def misses(ours, truth, relative, absolute):
@@ -149,7 +153,7 @@ def test_every_combination_of_flags(amsgrad, decay):
                 run.truth[1] = [g.double().cpu() for g in lists.grads]  # left scaled
             else:
                 run.step_truth()
-            kernel.step([lists], scale, found_inf)
+            take_step(kernel, lists, scale=scale, found_inf=found_inf)
             run.check(f"{maximize=} {scaled=} {skips=} {t=}")
 
 
@@ -174,7 +178,7 @@ def test_sixteen_bits(dtype, state_dtype, shift):
     for step, true in zip(run.steps, run.true_steps):
         step.fill_(6.0), true.fill_(6.0)
     lists = run.lists(4.0)
-    FusedTriton(CHUNK, BLOCK).step([lists], torch.tensor(4.0, device=DEVICE))
+    take_step(FusedTriton(CHUNK, BLOCK), lists, scale=torch.tensor(4.0, device=DEVICE))
     run.step_truth()
     for name, ours, truth in zip(GroupLists._fields, run.columns, run.truth):
         for a, b in zip(ours, truth):
@@ -187,7 +191,7 @@ def test_sixteen_bits(dtype, state_dtype, shift):
 def test_zero_gradient_in_float16_is_no_nan():
     run = Run([(40,)], dtype=torch.float16, eps=1e-8)
     before = run.columns[0][0].clone()
-    FusedTriton(CHUNK, BLOCK).step([run.lists(0.0)])
+    take_step(FusedTriton(CHUNK, BLOCK), run.lists(0.0))
     assert torch.equal(run.columns[0][0], before)
 
 
@@ -209,7 +213,7 @@ def test_bias_correction_keeps_its_digits(beta1, beta2):
     lists = run.lists()
     for g in lists.grads:
         g.fill_(1.0)
-    FusedTriton(CHUNK, BLOCK).step([lists])
+    take_step(FusedTriton(CHUNK, BLOCK), lists)
     moved = torch.stack([p[0] for p in run.columns[0]]).cpu()
     assert torch.allclose(moved, -torch.ones(len(ages)), rtol=1e-6 if INTERPRETED else 2e-6, atol=0), moved
     assert [t.item() for t in run.steps] == ages
@@ -259,7 +263,7 @@ def test_groups_of_all_options_share_one_launch(monkeypatch):
     kernel = FusedTriton(CHUNK, BLOCK)
     for _ in range(3):
         launched.clear()
-        kernel.step([run.lists() for run in runs])
+        take_step(kernel, *(run.lists() for run in runs))
         assert len(launched) == 2  # the counters, and everything else
         for run in runs:
             run.step_truth()
@@ -291,91 +295,258 @@ def test_any_order_of_dimensions(lay):
         random = torch.Generator().manual_seed(2)
         p, g = (layout(torch.randn(shape, generator=random).to(DEVICE)) for _ in range(2))
         m, v = torch.zeros_like(p), torch.zeros_like(p)
-        fused_triton([p], [g], [m], [v], [], [torch.zeros((), device=DEVICE)], lr=0.1, beta1=0.9, beta2=0.99,
-                     eps=1e-8, weight_decay=0.1, decoupled_weight_decay=False, amsgrad=False, maximize=False)
+        lists = [p], [g], [m], [v], [], [torch.zeros((), device=DEVICE)]
+        take_step(FusedTriton(), GroupLists(*lists, 0.1, 0.9, 0.99, 1e-8, 0.1, False, False, False))
         if layout is not lay:
             expected = lay(p)
     assert torch.equal(p, expected) and not p.is_contiguous()
 
 
-@on_device
-def test_tables_are_made_again_only_when_something_moved(monkeypatch):
-    made = []
-    for name in ("build", "number_table"):
-        original = getattr(triton_kernel, name)
-        spy = lambda *args, name=name, original=original: made.append(name) or original(*args)  # noqa: E731
-        monkeypatch.setattr(triton_kernel, name, spy)
-    run, kernel = Run([(70,), (5,)], weight_decay=0.1), FusedTriton(CHUNK, BLOCK)
-    lists = run.lists()
+INF, NAN = float("inf"), float("nan")
+STRANGE = torch.tensor([*itertools.product([1.0, -2.0, 0.0, INF, -INF, NAN, 3e38, 1e-42], repeat=2)])
 
-    def made_by_a_step():
-        made.clear()
-        run.options["lr"] = float(lists.lr)
-        kernel.step([lists])
+
+@on_device
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, for the arithmetic that is meant here
+@pytest.mark.parametrize("options", [
+    {}, dict(weight_decay=0.1), dict(weight_decay=0.1, decoupled_weight_decay=True), dict(amsgrad=True),
+    dict(maximize=True, weight_decay=0.5), dict(beta1=0.5, beta2=0.5), dict(beta1=0.0, beta2=0.0), dict(lr=0.0),
+    dict(lr=25.0, weight_decay=0.1, decoupled_weight_decay=True),  # 1 − αλ is −1.5: the sign turns over
+    dict(lr=10.0, weight_decay=0.1, decoupled_weight_decay=True),  # 1 − αλ is 0
+], ids=str)
+def test_infinities_and_nan_are_where_the_for_loop_has_them(options):
+    """Every pair of strange weight and strange gradient, for three steps, so that m and v are strange as well."""
+    options = dict(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
+                   amsgrad=False, maximize=False) | options
+    p, gradient = STRANGE.t().to(DEVICE).contiguous()
+    lists = [p], [gradient], *([torch.zeros_like(p)] for _ in range(2)), [torch.zeros_like(p)] * options["amsgrad"]
+    ours, loops = ([[t.clone() for t in column] for column in lists] for _ in range(2))
+    kernel, counts = FusedTriton(CHUNK, BLOCK), [[torch.zeros((), device=device)] for device in (DEVICE, "cpu")]
+    for t in range(3):
+        if t == 2:  # something ordinary after all that
+            ours[1][0].fill_(1.0), loops[1][0].fill_(1.0)
+        take_step(kernel, GroupLists(*ours, counts[0], **options))
+        torch_adam(*loops, counts[1], foreach=False, **options)
+        for name, column, others in zip(GroupLists._fields, ours, loops):
+            for a, b in zip(column, others):
+                close = torch.isclose(a.cpu(), b.cpu(), rtol=1e-5, atol=1e-6, equal_nan=True)
+                assert close.all(), (name, t, STRANGE[~close], a[~close.to(DEVICE)], b[~close.to(DEVICE)])
+
+
+@on_device
+@pytest.mark.parametrize("found", [0.0, 1.0, 2.0, 3.0, NAN])
+def test_any_found_inf_but_zero_calls_the_step_off(found):
+    """A GradScaler hands on the sum over devices: two of them that saw an overflow make it 2."""
+    run, kernel = Run([(70,), (0,)]), FusedTriton(CHUNK, BLOCK)
+    for step_taken in (True, found == 0.0, True):
+        found_inf = torch.tensor([0.0 if step_taken else found], device=DEVICE)
+        lists = run.lists()
+        if step_taken:
+            run.step_truth()
+        take_step(kernel, lists, found_inf=found_inf)
+        run.check(tolerance=1e-5)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The names of what is made anew, in the order in which it is."""
+    made, build, upload = [], triton_kernel.build, triton_kernel.upload
+    monkeypatch.setattr(triton_kernel, "build", lambda *args: made.append("plans") or build(*args))
+    monkeypatch.setattr(triton_kernel, "upload", lambda table, dtype, device: made.append(
+        {torch.float32: "numbers", torch.int64: "gradients"}[dtype]) or upload(table, dtype, device))
+    return made
+
+
+@on_device
+def test_an_ordinary_loop_makes_its_tables_once(made):
+    """zero_grad() to None, and every backward puts the gradients somewhere else: only their addresses are sent."""
+    run, kernel, clutter = Run([(70,), (5,)], weight_decay=0.1), FusedTriton(CHUNK, BLOCK), []
+    for t in range(5):
+        lists = run.lists()
+        clutter.append(lists.grads)  # their memory is not used again
+        take_step(kernel, lists)
         run.step_truth()
         run.check(tolerance=1e-5)
-        return made
+        assert made == (["plans", "numbers"] if t == 0 else []) + ["gradients"]
+        made.clear()
 
-    assert made_by_a_step() == ["build", "number_table"]
-    assert made_by_a_step() == []
-    for gradient in (lists.grads[1], run.truth[1][1]):
-        gradient.mul_(2)
-    assert made_by_a_step() == []
-    lists = lists._replace(lr=0.5)
-    assert made_by_a_step() == ["number_table"]
-    lists = lists._replace(lr=torch.tensor(0.25, device=DEVICE))
-    assert made_by_a_step() == ["build", "number_table"]
-    lists.lr.fill_(0.125)
-    assert made_by_a_step() == []
-    lists.grads[0] = lists.grads[0].clone()
-    assert made_by_a_step() == ["build", "number_table"]
+
+def changes():
+    """what -> (change of the lists, what is made anew before the next step)"""
+    def through_data(column):
+        return lambda lists: setattr(getattr(lists, column)[0], "data", getattr(lists, column)[0].clone())
+
+    def in_list(column):
+        return lambda lists: getattr(lists, column).__setitem__(0, getattr(lists, column)[0].clone())
+
+    everything = ["plans", "numbers"]
+    return {
+        "nothing": (lambda lists: None, []),
+        "another lr": (lambda lists: lists._replace(lr=0.5), ["numbers"]),
+        "lr in a tensor": (lambda lists: lists._replace(lr=torch.tensor(0.25, device=DEVICE)), ["numbers"]),
+        "another decay": (lambda lists: lists._replace(weight_decay=0.5), ["numbers"]),
+        "gradient through data": (through_data("grads"), []),
+        **{f"{column} {how.__name__}": (how(column), everything) for how in (through_data, in_list)
+           for column in ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")},
+    }
 
 
 @on_device
-def test_learning_rate_in_a_tensor_elsewhere():
-    """A tensor lr on the CPU: a number for parameters on a GPU, read from memory for those beside it."""
-    run, kernel = Run([(5,)], lr=torch.tensor(0.5)), FusedTriton(CHUNK, BLOCK)
-    for _ in range(2):
-        kernel.step([run.lists()])
+@pytest.mark.parametrize("change", changes())
+def test_what_moved_between_two_steps_is_stepped_where_it_is(change, made):
+    """And what was there before is not written."""
+    change, expected = changes()[change]
+    run, kernel = Run([(70,), (5,)], weight_decay=0.1, amsgrad=True), FusedTriton(CHUNK, BLOCK)
+    lists = run.lists()
+    old = [t.detach() for column in lists[:6] for t in column]  # the memory as it is now, whatever moves
+    for t in range(2):
+        made.clear()
+        take_step(kernel, lists)
+        run.options |= {name: float(getattr(lists, name)) for name in ("lr", "weight_decay")}
         run.step_truth()
-        run.check()
-        run.options["lr"].mul_(0.5)
+        for name, ours, truth, in zip(lists._fields, lists[:6], [*run.truth, run.true_steps]):
+            for i, (a, b) in enumerate(zip(ours, truth)):
+                assert misses(a, b, 1e-5, 1e-5 * (run.options["lr"] if name == "params" else 1)) == 0, (name, i)
+        if t == 0:
+            lists = change(lists) or lists
+            now = {tensor.data_ptr() for column in lists[:6] for tensor in column}
+            left = [(tensor, tensor.clone()) for tensor in old if tensor.data_ptr() not in now]
+    assert made == [*expected, "gradients"]
+    assert all(torch.equal(tensor, before) for tensor, before in left) and run.guard.untouched()
 
 
 @on_device
-def test_what_a_graph_capture_may_change(monkeypatch):
-    """Values may change, places and Python numbers may not; and there must have been a step before."""
+@pytest.mark.parametrize("dtype, shape", [(torch.float32, ()), (torch.float64, (1,))], ids=str)
+def test_a_learning_rate_in_a_tensor_is_read_at_every_step(dtype, shape, made):
+    run, kernel = Run([(5,)], lr=torch.full(shape, 0.5, dtype=dtype, device=DEVICE)), FusedTriton(CHUNK, BLOCK)
+    lists = run.lists()
+    for t in range(3):
+        take_step(kernel, lists)
+        run.step_truth()
+        run.check(tolerance=1e-5)
+        run.options["lr"].mul_(0.5)
+    assert made == ["plans", "numbers", *["gradients"] * 3]
+    lists, run.options["lr"] = lists._replace(lr=0.0), 0.0  # a number again, not what the table still holds
+    take_step(kernel, lists)
+    run.step_truth()
+    run.check(tolerance=1e-5)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Say that a CUDA graph is captured; the function that a captured step returns is then its replay."""
+    state = dict(now=False)
+    monkeypatch.setattr(triton_kernel, "_capturing", lambda: state["now"])
+    return lambda now: state.update(now=now)
+
+
+@on_device
+def test_a_capture_with_gradients_made_inside(captured):
+    """As in chapter 06: no gradient at the start, and the graph's own ones stay where they are, replay by replay."""
+    run, kernel = Run([(70,), (0,), (5,)], lr=torch.tensor(0.5, device=DEVICE)), FusedTriton(CHUNK, BLOCK)
+    take_step(kernel, run.lists())
+    run.step_truth()
+    captured(True)
+    lists = run.lists()
+    replay = kernel.prepare([lists])
+    captured(False)
+    run.check("capturing runs nothing", tolerance=1e-5)
+    for t in range(3):
+        run.options["lr"].mul_(0.7)
+        replay()
+        run.step_truth()
+        run.check(f"replay {t}", tolerance=1e-5)
+        mine, truths = run.columns[1], run.truth[1]
+        take_step(kernel, run.lists())  # an ordinary step between, with gradients of its own
+        run.step_truth()
+        run.check(f"step {t}", tolerance=1e-5)
+        run.columns[1], run.truth[1] = mine, truths
+
+
+@on_device
+def test_captures_of_many_steps(captured, monkeypatch):
+    """Each keeps its gradients' addresses; when there is no room left, that is said, and a step makes new room."""
+    monkeypatch.setattr(pointer_table, "CAPTURES", 2)
+    run, kernel = Run([(70,)], lr=0.1), FusedTriton(CHUNK, BLOCK)
+    for graph in range(2):
+        take_step(kernel, run.lists())
+        run.step_truth()
+        captured(True)
+        replays = []
+        for _ in range(2):
+            lists = run.lists()
+            replays += [(kernel.prepare([lists]), run.truth[1])] * 2
+            kernel.prepare([lists])  # the same gradients take no room
+        with pytest.raises(RuntimeError, match="outside of a capture"):
+            kernel.prepare([run.lists()])
+        captured(False)
+        for replay, run.truth[1] in replays:
+            replay()
+            run.step_truth()
+        run.columns[1] = lists.grads
+        run.check(tolerance=1e-4)
+
+
+@on_device
+@pytest.mark.parametrize("change", [
+    lambda run, lists: (lists._replace(weight_decay=0.5),),
+    lambda run, lists: (lists._replace(lr=0.5),),
+    lambda run, lists: (lists._replace(params=[lists.params[0].clone()]),),
+    lambda run, lists: (lists._replace(exp_avgs=[lists.exp_avgs[0].clone()]),),
+    lambda run, lists: (lists._replace(grads=[lists.grads[0].double()]),),
+    lambda run, lists: (lists, None, torch.zeros((), device=DEVICE)),
+    lambda run, lists: (lists, torch.ones((), device=DEVICE)),
+], ids=["decay", "lr", "parameter", "moment", "gradient's dtype", "found_inf", "grad_scale"])
+def test_what_a_capture_may_not_change(change, captured):
+    """A number would be frozen, a table or a kernel would have to be made."""
     run, kernel = Run([(70,)], lr=torch.tensor(0.5, device=DEVICE)), FusedTriton(CHUNK, BLOCK)
     lists = run.lists()
-    monkeypatch.setattr(triton_kernel, "_capturing", lambda: True)
+    captured(True)
     with pytest.raises(RuntimeError, match="Take one step just like it before the capture"):
-        kernel.step([lists])
-    with pytest.raises(RuntimeError, match="Capture the step of adamlib.Adam"):
-        fused_triton(*lists[:6], **dict(zip(lists._fields[6:], lists[6:])))
-    assert lists.state_steps[0].item() == 0
+        kernel.prepare([lists])  # there was no step before
+    captured(False)
+    take_step(kernel, lists)
+    run.step_truth()
+    captured(True)
+    lists, *scaler = change(run, lists)
+    with pytest.raises(RuntimeError, match="Take one step just like it before the capture.*beside the parameters"):
+        kernel.prepare([lists], *scaler)
+    run.check()
 
-    monkeypatch.setattr(triton_kernel, "_capturing", lambda: False)
-    kernel.step([lists])
+
+@on_device
+def test_tables_made_in_inference_mode_serve_outside(captured):
+    run, kernel = Run([(70,)], lr=torch.tensor(0.5, device=DEVICE)), FusedTriton(CHUNK, BLOCK)
+    with torch.inference_mode():
+        take_step(kernel, run.lists())
     run.step_truth()
-    monkeypatch.setattr(triton_kernel, "_capturing", lambda: True)
-    lists.lr.fill_(0.25)
-    kernel.step([lists])
+    captured(True)
+    lists = run.lists()
+    kernel.prepare([lists])()
     run.step_truth()
-    run.check()
-    for changed in (lists._replace(grads=[lists.grads[0].clone()]), lists._replace(weight_decay=0.5)):
-        with pytest.raises(RuntimeError, match="set_to_none=False"):
-            kernel.step([changed])
-    run.check()
+    run.check(tolerance=1e-5)
 
 
 @on_device
 def test_empty_tensors():
     kernel = FusedTriton()
-    kernel.step([])
-    empty = Run([(0,)] * 300)  # more counters than one program advances
-    kernel.step([empty.lists(), Run([]).lists()])
+    take_step(kernel)
+    empty = Run([(0,)] * 300)  # more counts than one program advances
+    take_step(kernel, empty.lists(), Run([]).lists())
     empty.step_truth()
     empty.check()  # the step of an empty tensor counts, as it does in torch
+
+
+@on_device
+def test_a_gradient_of_two_parameters_is_not_unscaled_twice():
+    run, kernel = Run([(5,), (5,), (0,), (0,)]), FusedTriton(CHUNK, BLOCK)
+    lists = run.lists()
+    lists.grads[1], run.truth[1][1] = lists.grads[0], run.truth[1][0]
+    with pytest.raises(RuntimeError, match="unscale a gradient twice"):
+        kernel.prepare([lists], torch.ones((), device=DEVICE))
+    take_step(kernel, lists)
+    run.step_truth()
+    run.check()
 
 
 @on_device
@@ -391,22 +562,62 @@ def test_a_stale_backward_is_refused():
 
 @on_device
 def test_nothing_changes_when_a_tensor_is_refused():
+    """What is refused stands in test_pointer_table. Here: it is in time, and a retry is a clean step."""
     good, bad = Run([(5,)], seed=1), Run([(5,)], seed=2)
-    lists = bad.lists()
-    lists.grads[0] = lists.grads[0].double()
-    kernel = FusedTriton(CHUNK, BLOCK)
-    with pytest.raises(RuntimeError, match=r"grads\[0\] of group 1: dtype torch.float64"):
-        kernel.step([good.lists(), lists])
-    good.check()  # still at its start
-    kernel.step([good.lists()])
-    good.step_truth()
-    good.check()
+    lists, kernel = bad.lists(), FusedTriton(CHUNK, BLOCK)
+    right = lists.grads[0]
+    for wrong in (right.double(), right.new_ones(()).expand(5)):
+        lists.grads[0] = wrong
+        with pytest.raises(RuntimeError, match="parameter 0: the gradient has (dtype|strides)"):
+            kernel.prepare([good.lists(), lists])
+        good.check()  # still at its start
+    lists.grads[0] = right
+    take_step(kernel, good.lists(), lists)
+    good.step_truth(), bad.step_truth()
+    good.check(), bad.check()
+
+
+@on_device
+def test_one_bad_group_among_good_ones():
+    """The message has the group's own numbers; nothing is stepped, no state is left, and a retry is a clean step."""
+    def params():
+        torch.manual_seed(0)
+        return [torch.nn.Parameter(torch.randn(4, 4, device=DEVICE)) for _ in range(4)]
+
+    def optimizer(looped, first, without, bad):
+        opt = adamlib.Adam([
+            dict(params=[looped], foreach=False), dict(params=[first], fused="triton"),
+            dict(params=[without, bad], fused="triton"),
+        ], lr=0.1)
+        for p in (looped, first, bad):
+            p.grad = torch.ones_like(p)
+        return opt
+
+    refused, clean = params(), params()
+    opt, other = optimizer(*refused), optimizer(*clean)
+    refused[3].grad = torch.ones(4, 4, device=DEVICE).t()
+    with pytest.raises(RuntimeError, match='="triton" cannot step parameter 1 of group 2: the gradient has strides'):
+        opt.step()
+    assert not opt.state and all(map(torch.equal, refused, params()))
+    refused[3].grad = torch.ones_like(refused[3])
+    opt.step(), other.step()
+    assert all(map(torch.equal, refused, clean)) and not torch.equal(refused[0], params()[0])
+
+
+@on_device
+def test_an_overflow_on_two_devices_calls_the_step_off():
+    p = torch.nn.Parameter(torch.ones(5, device=DEVICE))
+    p.grad = torch.full_like(p, INF)
+    opt = adamlib.Adam([p], fused="triton")
+    opt.grad_scale, opt.found_inf = torch.ones((), device=DEVICE), torch.full((), 2.0, device=DEVICE)
+    opt.step()
+    assert torch.equal(p, torch.ones_like(p)) and opt.state[p]["step"] == 0
 
 
 def test_where_the_kernel_cannot_run():
     """CPU tensors without the interpreter, GPU tensors within it."""
     wrong = "cuda" if INTERPRETED else "cpu"
-    with pytest.raises(RuntimeError, match="use fused=True" if INTERPRETED else "needs a GPU.*fused=True"):
+    with pytest.raises(RuntimeError, match=f"needs a GPU.* on {wrong}.*fused=True"):
         triton_kernel._refuse_device(torch.device(wrong))
     if not INTERPRETED:
         p = torch.nn.Parameter(torch.ones(3))
@@ -416,37 +627,44 @@ def test_where_the_kernel_cannot_run():
         assert torch.equal(p, torch.ones(3))
 
 
-def test_chunks_are_whole_blocks():
-    with pytest.raises(ValueError, match="multiple of block"):
-        FusedTriton(chunk=100, block=64)
+@pytest.mark.parametrize("sizes, message", [
+    (dict(chunk=100, block=64), "multiple of block"), (dict(chunk=0), "multiple of block"),
+    (dict(chunk=-1024), "multiple of block"), (dict(chunk=96, block=48), "block must be a power of 2"),
+    (dict(chunk=64, block=8), "from 16"), (dict(chunk=2**20, block=2**20), "to 65536"),
+    (dict(block=0), "block must be"), (dict(num_warps=3), "num_warps"), (dict(num_warps=64), "num_warps"),
+], ids=str)
+def test_sizes_of_blocks_are_checked(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        FusedTriton(**sizes)
 
 
 @on_gpu
-def test_in_a_cuda_graph():
+@pytest.mark.parametrize("fresh", [False, True], ids=["", "gradients made inside"])
+def test_in_a_cuda_graph(fresh):
     """Counts and a tensor lr move on with every replay; one replay is called off by found_inf."""
     run = Run([(70,), (5000,), (3, 100)], lr=torch.tensor(0.5, device="cuda"), amsgrad=True, weight_decay=0.1)
     kernel, lists = FusedTriton(), run.lists(4.0)
-    scaled = [g.clone() for g in lists.grads]
+    source = [g.clone() for g in lists.grads]
     scale, found_inf = torch.tensor(4.0, device="cuda"), torch.zeros((), device="cuda")
-
-    def step():
-        kernel.step([lists], scale, found_inf)
 
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
-        step()  # compiles, and makes the tables
+        take_step(kernel, lists, scale=scale, found_inf=found_inf)  # compiles, and makes the tables
     torch.cuda.current_stream().wait_stream(aside)
     run.step_truth()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        step()
-    run.check("capturing runs nothing")
+        if fresh:
+            lists = lists._replace(grads=[g * 1.0 for g in source])
+        else:
+            for g, its in zip(lists.grads, source):
+                g.copy_(its)
+        take_step(kernel, lists, scale=scale, found_inf=found_inf)
+    run.columns[1] = lists.grads
     for replay in range(6):
-        for g, fresh in zip(lists.grads, scaled):
-            g.copy_(fresh)
         lists.lr.mul_(0.7)
-        found_inf.fill_(float(replay == 3))
+        found_inf.fill_(2.0 if replay == 3 else 0.0)
         graph.replay()
         torch.cuda.synchronize()
         if replay == 3:
@@ -458,22 +676,60 @@ def test_in_a_cuda_graph():
 
 
 @on_gpu
+def test_a_whole_training_step_in_a_cuda_graph():
+    """Chapter 06's: gradients to None, then forward, backward and step in one graph; beside the same steps, eager."""
+    results = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)).cuda()
+        x, y = torch.randn(16, 64, device="cuda"), torch.randint(10, (16,), device="cuda")
+        opt = adamlib.Adam(model.parameters(), lr=0.01, fused="triton", capturable=True)
+
+        def training_step():
+            opt.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            opt.step()
+
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                training_step()
+        torch.cuda.current_stream().wait_stream(aside)
+        again = training_step
+        if graphed:
+            opt.zero_grad()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                training_step()
+            again = graph.replay
+        for _ in range(10):
+            again()
+        torch.cuda.synchronize()
+        assert {int(state["step"]) for state in opt.state.values()} == {13}
+        results.append([p.detach().clone() for p in model.parameters()])
+    for eager, replayed in zip(*results):
+        torch.testing.assert_close(replayed, eager, rtol=1e-4, atol=1e-5)
+
+
+@on_gpu
 def test_a_graph_outlives_an_eager_step_with_other_tables():
     run, other = Run([(5000,)], lr=0.1, seed=1), Run([(5000,)], seed=2)
     kernel, lists = FusedTriton(), run.lists()
-    kernel.step([lists])
+    take_step(kernel, lists)
     run.step_truth()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kernel.step([lists])
+        take_step(kernel, lists)
     for _ in range(3):
-        kernel.step([other.lists()])
+        take_step(kernel, other.lists())
         other.step_truth()
         other.check()
         clutter = [torch.full((64,), -1, device="cuda") for _ in range(50)]  # lands where tables were let go
+        pinned = [torch.full((64,), -1).pin_memory() for _ in range(50)]
         graph.replay()
         torch.cuda.synchronize()
-        del clutter
+        del clutter, pinned
         run.step_truth()
         run.check(tolerance=1e-5)
 

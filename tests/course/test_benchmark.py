@@ -128,7 +128,7 @@ def test_load_of_others_is_what_was_not_this_process(monkeypatch):
 
 def test_busy_seconds_reads_proc_stat(monkeypatch, tmp_path):
     stat = tmp_path / "stat"
-    stat.write_text("cpu  100 20 30 4000 500 6 7 8 90 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n")
+    stat.write_text("cpu  100 20 30 4000 500 6 7 8 90 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n", encoding="utf-8")
     monkeypatch.setattr("builtins.open", lambda name, real=open: real(stat))
     monkeypatch.setattr(stopwatch.os, "sysconf", lambda _: 100, raising=False)
     assert stopwatch._busy_seconds() == pytest.approx((100 + 20 + 30 + 6 + 7 + 8) / 100)
@@ -240,7 +240,7 @@ def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
     arguments += ["--threads", "1", "--min-seconds", "0.001", "--output", str(output), "--picture", str(picture)]
     assert benchmark.main(arguments) == 0
 
-    report = json.loads(output.read_text())
+    report = json.loads(output.read_text(encoding="utf-8"))
     assert list(report) == ["schema", "date", "hardware", "software", "settings", "rows", "failed"]
     assert report["schema"] == 1 and report["failed"] == []
     assert [row["variant"] for row in report["rows"]] == ["single", "noise, fused"]
@@ -248,7 +248,7 @@ def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
     assert report["software"]["torch"] == torch.__version__
     assert report["hardware"]["cpu"] and report["hardware"]["cores"] >= 1
     assert report["settings"] == {"device": "cpu", "threads": 1, "rounds": 2, "min_seconds": 0.001, "seed": 0}
-    assert str(tmp_path) not in output.read_text()  # nothing of the machine's folders goes into a record
+    assert str(tmp_path) not in output.read_text(encoding="utf-8")  # nothing of the machine's folders goes into a record
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     printed, progress = capfd.readouterr()

@@ -41,6 +41,43 @@ def test_for_summed_loss_wrong(name):
     caught(check.for_summed_loss(WRONG_UNITS[name]))
 
 
+# -------------------------------------------------------------------------------------- step_without_epsilon
+
+RIGHT_STEPS = {
+    "the arctangent": lambda m, v: 4 / np.pi * np.arctan2(m, np.sqrt(v)),
+    "by complex numbers": lambda m, v: np.angle(np.sqrt(v) + 1j * m) / np.angle(1 + 1j),
+    "one by one": lambda m, v: [math.atan2(a, math.sqrt(b)) * 4 / math.pi for a, b in zip(m, v)],
+    "a clipped quotient": lambda m, v: np.clip(np.divide(m, np.sqrt(v), out=np.zeros_like(m), where=v > 0), -2, 2),
+    "the sine of the angle": lambda m, v: math.sqrt(2) * np.sin(np.arctan2(m, np.sqrt(v))),
+}
+WRONG_STEPS = {
+    "Adam's own": lambda m, v: m / (np.sqrt(v) + 1e-8),
+    "a smaller ε": lambda m, v: m / (np.sqrt(v) + 1e-300),
+    "no ε at all": lambda m, v: m / np.sqrt(v),
+    "NaN made zero": lambda m, v: np.nan_to_num(m / np.sqrt(v)),
+    "without the factor": lambda m, v: np.arctan2(m, np.sqrt(v)),
+    "factor 2/π": lambda m, v: 2 / np.pi * np.arctan2(m, np.sqrt(v)),
+    "the root forgotten": lambda m, v: 4 / np.pi * np.arctan2(m, v),
+    "swapped": lambda m, v: 4 / np.pi * np.arctan2(np.sqrt(v), m),
+    "the sign": lambda m, v: np.sign(m),
+    "not bounded": lambda m, v: np.divide(m, np.sqrt(v), out=np.zeros_like(m), where=v > 0),
+    "a guard with a size": lambda m, v: 4 / np.pi * np.arctan2(m, np.sqrt(v)) * (np.abs(m) > 1e-12),
+    "only the first": lambda m, v: 4 / np.pi * math.atan2(m[0], math.sqrt(v[0])),
+    "nothing moves": lambda m, v: 0 * m,
+    "raises": lambda m, v: np.arctan2(m),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT_STEPS)
+def test_step_without_epsilon_right(name):
+    assert check.step_without_epsilon(RIGHT_STEPS[name]), check.step_without_epsilon(RIGHT_STEPS[name])
+
+
+@pytest.mark.parametrize("name", WRONG_STEPS)
+def test_step_without_epsilon_wrong(name):
+    caught(check.step_without_epsilon(WRONG_STEPS[name]))
+
+
 # -------------------------------------------------------------------------------------------- longest_memory
 
 
@@ -70,8 +107,30 @@ WRONG_MEMORIES = {
 }
 
 
-def test_longest_memory_right():
-    assert check.longest_memory(longest_memory)
+def by_bisection(n, factor):
+    """Numerically: halve an interval for β2 until the sum over 40,000 ages is near the factor."""
+    ages, low, high = np.arange(40_000), 0.0, 2 ** (-1 / n)
+    for _ in range(30):
+        middle = (low + high) / 2
+        too_large = (1 - middle) * ((middle * 2 ** (1 / n)) ** ages).sum() > factor
+        low, high = (low, middle) if too_large else (middle, high)
+    return middle
+
+
+RIGHT_MEMORIES = {
+    "the formula": longest_memory,
+    "rounded to four digits": lambda n, f: round(longest_memory(n, f), 4),
+    "by bisection": by_bisection,
+    "a simulation that is off by a thousandth": lambda n, f: longest_memory(n, f * 1.001),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT_MEMORIES)
+def test_longest_memory_right(name):
+    assert check.longest_memory(RIGHT_MEMORIES[name]), check.longest_memory(RIGHT_MEMORIES[name])
+
+
+def test_longest_memory_in_another_form():
     assert check.longest_memory(lambda n, f: (1 - f) / (1 - f * 2 ** (1 / n)))
     assert longest_memory(100, 2) == pytest.approx(0.98628, abs=5e-6)
 

@@ -137,6 +137,45 @@ def test_worst_without_correction_wrong(name):
     caught(check.worst_without_correction(WRONG_BOUNDS[name]))
 
 
+def test_a_closed_form_that_divides_by_zero_is_told_where():
+    report = check.worst_without_correction(lambda *betas_t: 1 / 0 if betas_t[1] == 0.81 else closed_form(*betas_t))
+    assert not report and "worst_without_correction(0.9, 0.81, 30)" in repr(report) and "β1² = β2" in repr(report)
+
+
+# ---------------------------------------- first_response
+
+
+def response(β1, β2, δ=1e-6):
+    def ratio(γ):
+        return (1 - β1) / (1 - β1 / γ) * math.sqrt((1 - β2 / γ**2) / (1 - β2))
+
+    return (ratio(1 + δ) - ratio(1 - δ)) / (2 * δ)
+
+
+def test_first_response_right():
+    assert check.first_response(response)
+    assert check.first_response(lambda β1, β2: (β2 - β1) / ((1 - β1) * (1 - β2)))
+    assert check.first_response(lambda β1, β2: 1 / (1 - β2) - 1 / (1 - β1))
+
+
+WRONG_RESPONSES = {
+    "half of the long window": lambda β1, β2: β2 / (1 - β2) / 2 - β1 / (1 - β1),
+    "twice the long window": lambda β1, β2: 2 * β2 / (1 - β2) - β1 / (1 - β1),
+    "the other sign": lambda β1, β2: β1 / (1 - β1) - β2 / (1 - β2),
+    "the long window alone": lambda β1, β2: β2 / (1 - β2),
+    "the absolute value": lambda β1, β2: abs(β2 / (1 - β2) - β1 / (1 - β1)),
+    "the sum": lambda β1, β2: β2 / (1 - β2) + β1 / (1 - β1),
+    "the number at the defaults": lambda β1, β2: 990.0,
+    "too coarse a difference": lambda β1, β2: response(β1, β2, δ=1e-2 if β2 > 0.99 else 1e-3),
+    "R itself": lambda β1, β2: 1.0,
+}
+
+
+@pytest.mark.parametrize("name", WRONG_RESPONSES)
+def test_first_response_wrong(name):
+    caught(check.first_response(WRONG_RESPONSES[name]))
+
+
 # ---------------------------------------- runaway_loss
 
 

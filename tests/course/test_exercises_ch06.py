@@ -188,6 +188,11 @@ def by_item(lr, t, peak, warmup, total):
     lr.fill_(peak * min(t.item() / warmup, 1.0))
 
 
+def by_masked_fill(lr, t, peak, warmup, total):  # CUDA reads the value that is filled in on the host
+    schedule_(lr, t, peak, warmup, total)
+    lr.masked_fill_(t < warmup, peak * t / warmup)
+
+
 def by_a_python_count():
     count = [0]
 
@@ -229,7 +234,7 @@ def test_schedule_wrong(name):
     caught(check.schedule_(lambda *given: schedule_(*given, **WRONG_SCHEDULES[name])))
 
 
-@pytest.mark.parametrize("wrong", [by_if, by_item, by_a_python_count(), linear_down])
+@pytest.mark.parametrize("wrong", [by_if, by_item, by_masked_fill, by_a_python_count(), linear_down])
 def test_schedule_wrong_in_other_ways(wrong):
     caught(check.schedule_(wrong))
 

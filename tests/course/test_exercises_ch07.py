@@ -164,7 +164,7 @@ def forward(grad, hvp, theta, lr, steps, *, beta1, beta2, eps, **wrong):
 
 
 WRONG_FORWARDS = ["in_place", "constant_gradient", "no_two", "forgets_history", "v_constant",
-                  "slopes_uncorrected", "nan", "last_step_only", "no_direct", "a_list"]  # fmt: skip
+                  "slopes_uncorrected", "nan", "last_step_only", "no_direct"]  # fmt: skip
 
 
 def differences(grad, hvp, theta, lr, steps, **options):
@@ -174,6 +174,8 @@ def differences(grad, hvp, theta, lr, steps, **options):
 
 def test_forward_right():
     assert check.forward_hypergradient(forward), check.forward_hypergradient(forward)
+    as_list = check.forward_hypergradient(lambda *a, **o: forward(*a, **o, a_list=True))
+    assert as_list, as_list
 
 
 @pytest.mark.parametrize("name", WRONG_FORWARDS)

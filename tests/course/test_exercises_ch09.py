@@ -172,3 +172,25 @@ def test_each_wrong_adam_is_the_only_reason_to_reject_somewhere():
 def test_the_limits_that_the_check_of_counters_expects(dtype, stop):
     n = torch.tensor(float(stop), dtype=dtype)
     assert torch.equal(n + 1, n) and not torch.equal(n - 1 + 1, n - 1)
+
+
+# ---------------------------------------- right answers in float32, and answers that never come
+
+
+def test_a_right_formula_in_float32_is_right():
+    assert check.epsilon_hat(lambda ε, β2, t: (ε * (1 - torch.tensor(β2) ** t).sqrt()).item())
+
+
+def test_counting_one_by_one_is_ended_and_told_why(monkeypatch):
+    limit = check._at_most
+    monkeypatch.setattr(check, "_at_most", lambda _, *rest: limit(0.2, *rest))
+
+    def one_by_one(dtype):
+        n = torch.zeros((), dtype=dtype) if dtype is torch.float64 else torch.tensor(2.0 ** {
+            torch.float16: 11, torch.bfloat16: 8, torch.float32: 24}[dtype])  # fmt: skip
+        while dtype is torch.float64 and not torch.equal(n + 1, n):
+            n += 1
+        return int(n)
+
+    report = check.counter_limit(one_by_one)
+    assert not report and "too far to try one by one" in str(report)

@@ -104,17 +104,6 @@ def test_a_big_animation_is_refused(shown, monkeypatch):
         figures.show_animation(animation(), alt="a", see="b")
 
 
-def test_slider_calls_the_function_with_its_start(capsys):
-    figures.slider(lambda beta, steps: print("called with", beta, steps), beta=(0.0, 1.0, 0.1, 0.5), steps=(1, 9, 1, 3))
-    assert "called with 0.5 3" in capsys.readouterr().out
-
-
-def test_slider_without_ipywidgets_says_so(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    figures.slider(print, x=(0, 1, 1, 0))
-    assert capsys.readouterr().out.startswith("Sliders need ipywidgets")
-
-
 def test_digits_are_the_uci_test_set_in_two_parts():
     x, y, x_test, y_test = data.digits()
     assert (x.shape, y.shape, x_test.shape, y_test.shape) == ((1437, 64), (1437,), (360, 64), (360,))
@@ -203,9 +192,9 @@ def test_stubs_are_recognised(stub):
 
 
 def test_the_readers_line_is_shown(tmp_path):
-    (tmp_path / "cell.py").write_text("def mine(x):\n    y = 0\n    return x[0] / y  # the reader's own line\n")
+    (tmp_path / "cell.py").write_text("def mine(x):\n    y = 0\n    return x[0] / y  # the reader's own line\n", encoding="utf-8")
     scope = {}
-    exec(compile((tmp_path / "cell.py").read_text(), str(tmp_path / "cell.py"), "exec"), scope)
+    exec(compile((tmp_path / "cell.py").read_text(encoding="utf-8"), str(tmp_path / "cell.py"), "exec"), scope)
     assert "at        return x[0] / y  # the reader's own line" in repr(halve(scope["mine"]))
 
 

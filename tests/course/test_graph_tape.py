@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import adamlib
-from course.graph_tape import CaptureError, GraphTape, device_tensors
+from course.graph_tape import CaptureError, GraphTape, cuda_works, device_tensors, eagerly, on_tape, verdict
 
 SHAPES = [(5, 3), (7,), ()]
 SINGLE, FOREACH = dict(foreach=False, capturable=True), dict(foreach=True, capturable=True)
@@ -321,6 +321,66 @@ def test_views_layouts_and_kinds_of_calls_replay():
         assert all(map(torch.equal, results, compute()))
 
 
+def test_empty_memory_is_no_call_and_keeps_its_content():
+    x = torch.ones(3)
+    tape = GraphTape(x=x)
+    with tape.capture():
+        total = torch.empty(3, device=x.device)
+        other = torch.empty_like(x)
+        total.add_(x)
+    assert len(tape.calls) == 1 and total.isnan().all() and other.isnan().all()
+    total.zero_()
+    for _ in range(3):
+        tape.replay()
+    assert total.tolist() == [3.0, 3.0, 3.0]
+
+
+def test_a_call_without_a_result_is_replayed():
+    x = torch.ones(())
+    tape = GraphTape(x=x)
+    with tape.capture():
+        torch._assert_async(x)
+    tape.replay()
+    x.zero_()
+    with pytest.raises(RuntimeError):
+        tape.replay()
+
+
+def test_names_are_given_once():
+    x = torch.ones(3, requires_grad=True)
+    with pytest.raises(TypeError, match="two tensors are called x"):
+        GraphTape({"x": x}, x=torch.ones(3))
+    with pytest.raises(ValueError, match="two tensors of the optimizer are called lr"):
+        device_tensors(torch.optim.Adam([("lr", x)], lr=torch.tensor(0.1), foreach=False))
+
+
+def test_eagerly_on_tape_and_verdict():
+    results = []
+    for record in (eagerly, on_tape):
+        optimizer, params, feed = started(**FOREACH)
+        graph = record(optimizer.step, optimizer)
+        feed(gradients(1)[0])
+        graph.replay()
+        results.append([param.detach().clone() for param in params])
+    assert all(map(torch.equal, *results))
+    x = torch.ones(4)
+    assert verdict(lambda: x + 1, x=x) == "permitted"
+    assert verdict(lambda: x.sum().item(), x=x) == "refused: host sync"
+    assert verdict(lambda: x + torch.ones(4), x=x) == "refused: host memory"
+
+
+def test_a_device_that_is_listed_and_runs_nothing_is_told(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("no kernel image is available\nfor execution")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fails)
+    assert not cuda_works()
+    assert capsys.readouterr().out == (
+        "A CUDA device is listed, but an operation on it fails: no kernel image is available\n"
+    )
+
+
 def test_factories_are_where_device_says():
     x = torch.ones(3)
     tape = GraphTape(x=x)
@@ -360,11 +420,16 @@ REFUSED = {
     "cpu": lambda x, h: x.cpu(),
     "print": lambda x, h: str(x),
     "f-string": lambda x, h: f"{x.sum():.3f} {x}",
+    "masked_fill with a value of the device": lambda x, h: x.masked_fill(x > 0, x.mean()),
+    "x[mask] = a value of the device": lambda x, h: x.index_put_((x > 0,), x.mean()),
+    "new_tensor": lambda x, h: x + x.new_tensor(2.0),
+    "linalg checks for errors": lambda x, h: torch.linalg.inv(x[:, None] * x + torch.eye(4, device=x.device) * h.sum()),
     "torch.tensor(device=)": lambda x, h: x * torch.tensor(2.0, device=x.device),
 }
 NEEDS_DEVICE = {
     "host vector": lambda x, h: x + h,
     "copy to device": lambda x, h: x.copy_(h),
+    "copy a host scalar to device": lambda x, h: x.copy_(h.sum()),
     "copy to host": lambda x, h: h.copy_(x),
     "write a host scalar": lambda x, h: h[0].add_(x[0]),
     "out= on the host": lambda x, h: torch.add(x, x, out=h),
@@ -374,6 +439,7 @@ NEEDS_DEVICE = {
 ALLOWED = {
     "where": lambda x, h: torch.where(x > 0, x, 0),
     "masked_fill": lambda x, h: x.masked_fill(x > 0, 0.0),
+    "masked_fill, host scalar": lambda x, h: x.masked_fill(x > 0, h.sum()),
     "x[mask] = number": lambda x, h: x.index_put_((x > 0,), torch.tensor(0.0)),
     "device index": lambda x, h: x[x.argsort()],
     "embedding": lambda x, h: torch.nn.functional.embedding(x.argsort(), x[:, None]),

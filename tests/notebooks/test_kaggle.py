@@ -13,8 +13,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import kaggle  # noqa: E402
 import student  # noqa: E402
+from series import chapters  # noqa: E402
 
-CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CHAPTERS = [path.stem for path in chapters()]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_runs_alone_in_an_empty_folder_without_network(built, chapter, tmp_path,
     tmp_path = tmp_path / "empty"  # the folder above it is read-only
     tmp_path.mkdir()
     notebook = nbformat.read(built[chapter] / f"{chapter}.ipynb", as_version=4)
-    source = "import adamlib, pathlib\nassert pathlib.Path(adamlib.__file__).parents[2] == pathlib.Path.cwd()"
+    source = "import adamlib, pathlib\nassert pathlib.Path(adamlib.__file__).parents[1] == pathlib.Path.cwd()"
     notebook.cells.append(nbformat.v4.new_code_cell(source))  # not the package of this repository
     nbformat.write(notebook, tmp_path / f"{chapter}.ipynb")
     monkeypatch.delenv("PYTHONPATH", raising=False)
@@ -68,13 +69,45 @@ def test_runs_alone_in_an_empty_folder_without_network(built, chapter, tmp_path,
     assert not warned
 
 
+def unpacking(built):
+    """The cell that unpacks, of chapter 00."""
+    notebook = nbformat.read(built["00_start_here"] / "00_start_here.ipynb", as_version=4)
+    assert notebook.cells[0].source.startswith("# "), "the title comes first"
+    return next(cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", []))
+
+
+def unpack_in(folder, built, more=""):
+    code = "import sys; exec(sys.stdin.read())"
+    source = unpacking(built).source + more
+    return subprocess.run([sys.executable, "-c", code], input=source, cwd=folder, capture_output=True, text=True)
+
+
+def test_what_a_reader_changed_is_kept_and_the_cell_says_so(built, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert unpack_in(tmp_path, built).stdout == ""
+    changed = tmp_path / "course" / "data.py"
+    changed.write_text(changed.read_text(encoding="utf-8") + "\nMINE = 1\n", encoding="utf-8")
+    again = unpack_in(tmp_path, built)
+    assert again.stdout.startswith("course/data.py differs from the file in this cell and stays as it is")
+    assert "MINE = 1" in changed.read_text(encoding="utf-8")
+
+
+def test_another_adamlib_that_was_imported_before_is_refused_by_the_cell(built, tmp_path):
+    other = tmp_path / "elsewhere" / "adamlib"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("", encoding="utf-8")
+    source = f"import sys; sys.path.insert(0, {str(other.parent)!r}); import adamlib\n" + unpacking(built).source
+    run = subprocess.run([sys.executable, "-"], input=source, cwd=tmp_path, capture_output=True, text=True)
+    assert "Another package named adamlib was imported before: restart the kernel" in run.stderr
+
+
 def test_unpacks_elsewhere_where_its_own_folder_is_read_only(built, tmp_path, monkeypatch):
     inside = alone(tmp_path, writable=False)
     if not inside:
         pytest.skip("needs mount namespaces: a user who may make them, on Linux")
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    cell = nbformat.read(built["00_start_here"] / "00_start_here.ipynb", as_version=4).cells[0]
-    source = cell.source + "\nimport adamlib\nprint(pathlib.Path(adamlib.__file__).parents[2] == home != pathlib.Path.cwd())"
+    cell = unpacking(built)
+    source = cell.source + "\nimport adamlib\nprint(pathlib.Path(adamlib.__file__).parents[1] == home != pathlib.Path.cwd())"
     run = subprocess.run([*inside, sys.executable, "-c", "import sys; exec(sys.stdin.read())"], input=source, cwd=tmp_path,
                          capture_output=True, text=True)  # fmt: skip
     assert (run.stdout, run.stderr) == ("True\n", "")
@@ -83,23 +116,26 @@ def test_unpacks_elsewhere_where_its_own_folder_is_read_only(built, tmp_path, mo
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_metadata_is_what_the_kaggle_cli_reads(built, chapter):
-    metadata = json.loads((built[chapter] / "kernel-metadata.json").read_text())
+    metadata = json.loads((built[chapter] / "kernel-metadata.json").read_text(encoding="utf-8"))
     assert metadata["id"] == "somebody/" + metadata["title"].lower().replace(" ", "-")
     assert (built[chapter] / metadata["code_file"]).is_file()
     assert metadata["enable_internet"] is False
-    assert metadata["enable_gpu"] is (chapter in kaggle.USES_GPU)
+    assert metadata["enable_gpu"] is (chapter in kaggle.USE_GPU)
+    assert metadata.get("machine_shape") == ("NvidiaTeslaT4" if chapter in kaggle.USE_GPU else None)
+    inside = nbformat.read(built[chapter] / f"{chapter}.ipynb", as_version=4).metadata
+    assert inside.get("accelerator") == ("GPU" if chapter in kaggle.USE_GPU else None)
     assert (metadata["kernel_type"], metadata["language"]) == ("notebook", "python")
 
 
 def test_carried_sources_are_the_package_and_readable(built):
-    cell = nbformat.read(built["00_start_here"] / "00_start_here.ipynb", as_version=4).cells[0]
+    cell = unpacking(built)
     assert cell.metadata["cellView"] == "form" and cell.metadata["_kg_hide-input"]
     names: dict = {}
     exec(cell.source.rpartition("\nimport base64, pathlib")[0], names)
     for above, folder in ((ROOT, "adamlib"), (ROOT / "notebooks", "course"), (ROOT / "notebooks", "recorded")):
         for path in [*(above / folder).rglob("*.py"), *(above / folder).glob("*.json")]:
-            assert names["FILES"][path.relative_to(above).as_posix()] == path.read_text()
-            assert path.read_text().strip() in cell.source  # as it is, not escaped
+            assert names["FILES"][path.relative_to(above).as_posix()] == path.read_text(encoding="utf-8")
+            assert path.read_text(encoding="utf-8").strip() in cell.source  # as it is, not escaped
 
 
 def test_no_link_leads_out_of_the_file(built):
@@ -117,12 +153,31 @@ def test_pushing_needs_a_name_and_building_does_not(monkeypatch, tmp_path, capsy
             kaggle.main(wrong)
         assert said in capsys.readouterr().err
     folders = kaggle.build(out=tmp_path)
-    assert kaggle.NOBODY in (folders[0] / "kernel-metadata.json").read_text()
+    assert kaggle.NOBODY in (folders[0] / "kernel-metadata.json").read_text(encoding="utf-8")
+
+
+def test_a_push_that_kaggle_refuses_is_noticed(monkeypatch, tmp_path, capsys):
+    """The CLI prints the refusal and exits with 0."""
+    command = tmp_path / "kaggle"
+    command.write_text('#!/bin/sh\ncase "$4" in *02*) echo "Kernel push error: Maximum batch GPU session count";; '
+                       '*) echo "Kernel version 1 successfully pushed.";; esac\n', encoding="utf-8")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(SystemExit, match="Kaggle refused 02_the_step_bound .*--push 02"):
+        kaggle.push([tmp_path / "01_the_math", tmp_path / "02_the_step_bound"])
+    assert "01_the_math: Kernel version 1" in capsys.readouterr().out
+
+
+def test_writing_needs_pythons_standard_library_alone():
+    """So that who has no environment can make the files: python -S sees no installed package."""
+    code = "import sys; sys.path.insert(0, 'notebooks/tools'); import kaggle; print(len(kaggle.package_files()) > 20)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_a_source_that_cannot_be_quoted_is_refused(monkeypatch, tmp_path):
     (tmp_path / "adamlib").mkdir()
-    (tmp_path / "adamlib" / "bad.py").write_text("x = '''text'''\n")
+    (tmp_path / "adamlib" / "bad.py").write_text("x = '''text'''\n", encoding="utf-8")
     monkeypatch.setattr(kaggle, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="adamlib/bad.py"):
         kaggle.package_files()

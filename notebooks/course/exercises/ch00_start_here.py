@@ -1,6 +1,6 @@
 """The check of chapter 00.
 
-    check.first_step(fn)     fn(g, lr=1e-3, eps=1e-8) -> how far Adam moves a weight in its very first step
+    check.first_step(fn)     fn(g, lr, eps) -> how far Adam moves a weight in its very first step
 """
 
 from course.exercises import check, expect
@@ -8,7 +8,7 @@ from course.exercises import check, expect
 __all__ = ["first_step"]
 
 
-@check(start="the five lines at the top of the chapter: put t = 1, m₀ = 0 and v₀ = 0 into each")
+@check(start="the cell 'Adam in five lines': put t = 1, m₀ = 0 and v₀ = 0 into each line")
 def first_step(reader):
     """fn(g, lr, eps): the change of a weight whose first gradient is g (floats in, a float out)."""
     cases = (

@@ -7,8 +7,6 @@ import torch
 
 from . import check, expect, expect_that, not_written
 
-_BETAS = ((0.9, 0.999), (0.9, 0.99), (0.8, 0.95), (0.0, 0.9), (0.5, 0.001))
-
 
 @check(start="the rest points above: at which θ does one step of the optimizer leave θ where it is?")
 def rest_point(reader):
@@ -22,16 +20,18 @@ def rest_point(reader):
         (1e-8, 0.1, 1e-8, False, "L2 does not feel ε: where the total gradient is 0, the step is 0"),
         (0.0, 0.5, 1e-8, True, "no gradient: only the decay is left"),
         (0.0, 0.5, 1e-8, False, "no gradient: only the decay is left"),
+        (0.2, 0.1, 0.3, True, "eps: take the one you are given, here 0.3"),
+        (0.2, 0.1, 0.3, False, "L2 does not feel ε: where the total gradient is 0, the step is 0, however large ε is"),
     ]
     for g, lam, eps, decoupled, look in cases:
         want = -g / (abs(g) + eps) / lam if decoupled else -g / lam
         yours = reader(g, lam, eps, decoupled)
         tried = f"rest_point({g}, {lam}, {eps}, {decoupled})"
         expect(yours, want, rtol=1e-6, atol=1e-15, tried=tried, look=look)
-    return "agrees for 8 gradients and decays, one of them as small as ε, one of them 0"
+    return "agrees for 10 gradients and decays, one of them as small as ε, one of them 0"
 
 
-@check(start="look_back and move above; only the denominator changes")
+@check(start="the loop above: L2's line, then m and v as they are; only the denominator changes")
 def corrected_max_step(reader):
     """``corrected_max_step(param, grad, m, v, top, t, *, lr, beta1, beta2, eps, weight_decay)``, in place.
 
@@ -71,33 +71,6 @@ def corrected_max_step(reader):
     return "agrees with the formula for 60 steps, and leaves the gradient alone"
 
 
-@check(start="the gradients 10, 0.1, 0.1, … above, for which the variants take different steps")
-def which_amsgrad(reader):
-    """``which_amsgrad(run, beta1, beta2) -> "adam" | "torch" | "corrected max" | "paper"``.
-
-    run(gradients) is the unknown optimizer on one weight: a list of steps in units of lr, positive downhill.
-    """
-    for beta1, beta2 in _BETAS:
-        for kind in ("torch", "paper", "corrected max", "adam"):
-            asked = []
-
-            def run(gradients, kind=kind):
-                asked.append(len(list(gradients)))
-                return list(_steps(kind, list(gradients), beta1, beta2))
-
-            answer = reader(run, beta1, beta2)
-            if answer is None:
-                not_written()
-            expect_that(
-                bool(asked), tried=f"a black box with betas ({beta1}, {beta2})",
-                yours=f"{answer!r} without a look", expected="a call of run(gradients)",
-                look="run: it is the only way to learn what is inside",
-            )  # fmt: skip
-            tried = f"the {kind!r} box, betas ({beta1}, {beta2})"
-            expect(answer, kind, tried=tried, look=_why(kind, beta1, beta2))
-    return "told 20 of 20 black boxes apart: four kinds, five pairs of betas"
-
-
 @check(start="LoopAdam above: what changes when the decay does not pass through the gradient?")
 def adamw(reader):
     """A class ``AdamW(params, lr, betas, eps, weight_decay)``, an Optimizer, compared with torch's."""
@@ -111,6 +84,9 @@ def adamw(reader):
     yours, want = _pair(reader, plain, shapes=[(6,)])
     _run(yours, want, 1, "one step", "L2 or decoupled? θ ← (1 − αλ)θ first, then Adam's step without any λ")
     _run(yours, want, 40, "41 steps", "the bias corrections, which change with t, and ε outside the root")
+
+    yours, want = _pair(reader, {}, shapes=[(6,)])
+    _run(yours, want, 3, "no options, 3 steps", "the defaults: torch's lr, betas, eps and weight_decay of AdamW")
 
     yours, want = _pair(reader, plain, shapes=[(6,), (2, 3)], groups=({"lr": 0.1}, {"weight_decay": 0.0}))
     _run(yours, want, 5, "two groups, the first with lr 0.1, the second with weight_decay 0",
@@ -156,28 +132,10 @@ def _corrected_max(param, grad, m, v, top, t, *, lr, beta1, beta2, eps, weight_d
     param.addcdiv_(m, top.sqrt().add_(eps), value=-lr / (1 - beta1**t))
 
 
-def _steps(kind, gradients, beta1, beta2, eps=1e-8):
-    """Steps in units of lr of one weight, for the four kinds of `which_amsgrad`."""
-    m = v = top = 0.0
-    for t, g in enumerate(gradients, 1):
-        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
-        c1, c2 = 1 - beta1**t, 1 - beta2**t
-        top = max(top, v / c2 if kind == "corrected max" else v)
-        below = {"adam": v / c2, "torch": top / c2, "corrected max": top, "paper": top}[kind]
-        yield (m if kind == "paper" else m / c1) / (math.sqrt(below) + eps)
-
-
-def _why(kind, beta1, beta2):
-    if beta1 == 0:
-        return "your gradients: with β₁ = 0 a step sees its own gradient only; zeros teach nothing"
-    if kind == "paper" and abs((1 - beta1) ** 2 - (1 - beta2)) < 1e-9:
-        return "the first step (1−β₁)/√(1−β₂): for these betas it is 1 without any correction, too"
-    return {
-        "torch": "the second step after a large gradient: torch divides the old maximum by the new 1 − β₂ᵗ",
-        "paper": "the first step: without bias corrections it is (1−β₁)/√(1−β₂)",
-        "corrected max": "a large gradient, then small ones: the maximum of v̂ does not come down again",
-        "adam": "a large gradient, then many small ones: Adam forgets it, no AMSGrad does",
-    }[kind]
+_DIGITS = (
+    "digits: the rule is right, but 1 − βᵗ loses some where t is a float32 tensor; take the number out, "
+    "t = state['step'].item()"
+)
 
 
 def _pair(cls, options, shapes, groups=({}, {})):
@@ -207,5 +165,6 @@ def _run(yours, want, steps, tried, look, without=None):
             if theirs.grad is not None:
                 expect(mine.grad, theirs.grad, tried="param.grad after step()",
                        look="the gradient belongs to the caller: step() only reads it")  # fmt: skip
-    for i, (mine, theirs) in enumerate(zip(yours[1], want[1])):
-        expect(mine, theirs, rtol=1e-9, atol=1e-12, tried=f"{tried}: tensor {i}", look=look)
+    for rtol, hint in ((1e-5, look), (1e-9, _DIGITS)):
+        for i, (mine, theirs) in enumerate(zip(yours[1], want[1])):
+            expect(mine, theirs, rtol=rtol, atol=rtol / 1000, tried=f"{tried}: tensor {i}", look=hint)

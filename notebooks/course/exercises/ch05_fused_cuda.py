@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 05. Each takes what the reader wrote and returns a Report."""
+"""Checks for the exercises of chapter 05 and appendix D. Each takes what the reader wrote and returns a Report."""
 
 import contextlib
 import math
@@ -25,6 +25,7 @@ def step_bytes(reader):
         ((8, 8, 8, False, False), "the sizes: float64 has 8 bytes, and all of them move"),
         ((2, 2, 2, False, False), "the sizes: every one of the seven moves may have its own"),
         ((2, 2, 4, False, False), "m and v are read and written in their own size, θ in its own"),
+        ((4, 4, 2, False, False), "m and v may be the smaller ones"),
         ((4, 2, 4, False, False), "g is read and not written: its size counts once"),
         ((4, 4, 4, True, False), "AMSGrad's maximum is one more state: read and written"),
         ((2, 2, 4, True, False), "the maximum has the size of m and v"),
@@ -142,7 +143,7 @@ def scaled_step(reader):
     return "agrees in 8 steps, 4 of them called off, and never asks the device"
 
 
-@check(start="who() above: which elements are this program's, and which of them exist?")
+@check(start="add() above: which elements are this program's, and which of them exist?")
 def momentum(reader):
     """A Triton kernel ``momentum(p, g, m, n, lr, beta, BLOCK)``: m ← βm + g, θ ← θ − lr·m, for n elements."""
     for n, block in ((64, 64), (1, 64), (100, 64), (1000, 128)):

@@ -75,7 +75,7 @@ def forward_hypergradient(reader):
             if answer is None:
                 not_written()
             tried = f"{steps} steps with lr 0.05, betas (0.8, 0.95), eps {eps}"
-            expect_that(isinstance(answer, tuple) and len(answer) == 2, tried=tried,
+            expect_that(isinstance(answer, (tuple, list)) and len(answer) == 2, tried=tried,
                         yours=type(answer).__name__, expected="a tuple: θ, dθ/dα", look="return")  # fmt: skip
             want, slope = _forward(start, 0.05, steps, 0.8, 0.95, eps)
             expect(answer[0], want, rtol=1e-9, atol=1e-13, tried=f"θ after {tried}", look="the step itself")

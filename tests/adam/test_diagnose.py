@@ -1,0 +1,187 @@
+"""diagnose names every slip, alone and in pairs, or says which others it cannot be told from."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+import adamlib
+from adamlib.theory import diagnose as module
+from adamlib.theory.diagnose import SLIPS, diagnose, probe, read
+
+# Adam as a page might print it, and how each slip would be printed: a line of text is exchanged for another. Nothing
+# of adamlib computes here, so that a slip of adamlib's own reading would show.
+PAGE = """
+for t, g in enumerate(gradients, 1):
+    clock = t
+    g = g  # sign
+    g = g  # decay
+    theta = theta
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * g * g
+    c1 = 1 - b1 ** clock
+    c2 = 1 - b2 ** clock
+    top = v / c2
+    theta = theta - lr * (m / c1) / (ROOT(top) + eps)
+    path.append(theta)
+"""
+STEP = "    theta = theta - lr * (m / c1) / (ROOT(top) + eps)"
+MISPRINTS = {
+    "ε inside the root: √(v̂ + ε)": (STEP, STEP.replace("(ROOT(top) + eps)", "ROOT(top + eps)")),
+    "ε inside the root of the uncorrected v: √(v + ε)/√c₂":
+        (STEP, STEP.replace("(ROOT(top) + eps)", "(ROOT(top * c2 + eps) / ROOT(c2))")),
+    "ε̂ for ε: ε stands beside the uncorrected √v": (STEP, STEP.replace("+ eps", "+ eps / ROOT(c2)")),
+    "no ε": (STEP, STEP.replace(" + eps", "")),
+    "m is not corrected": ("c1 = 1 - b1 ** clock", "c1 = g.dtype.type(1)"),
+    "v is not corrected": ("c2 = 1 - b2 ** clock", "c2 = g.dtype.type(1)"),
+    "the clock of the corrections stands at 1": ("clock = t", "clock = 1"),
+    "the clock of the corrections starts at 0": ("clock = t", "clock = t - 1"),
+    "the clock of the corrections starts at 2": ("clock = t", "clock = t + 1"),
+    "the betas are exchanged": ("\nfor", "\nb1, b2 = b2, b1\nfor"),
+    "no root: division by v̂": ("ROOT", "same"),
+    "AMSGrad, the maximum before the correction (torch's)": ("top = v / c2", "top = vmax = np.maximum(vmax, v); top = top / c2"),
+    "AMSGrad, the maximum of the corrected v̂": ("top = v / c2", "top = vmax = np.maximum(vmax, v / c2)"),
+    "weight decay in the gradient (L2)": ("g = g  # decay", "g = g + decay * theta"),
+    "decoupled weight decay, times α (AdamW)": ("theta = theta\n", "theta = theta - lr * decay * theta\n"),
+    "decoupled weight decay, not times α": ("theta = theta\n", "theta = theta - decay * theta\n"),
+    "uphill: the sign of the gradient": ("g = g  # sign", "g = -g"),
+}  # fmt: skip
+BETAS = [(0.9, 0.999), (0.9, 0.95), (0.5, 0.99), (0.2, 0.9)]
+
+
+def printed(names, betas=(0.9, 0.999), lr=1e-3, eps=1e-8, decay=0.1):
+    """The path of Adam with these misprints, computed in the precision of what it is given."""
+    page = PAGE
+    for name in sorted(names, key=list(MISPRINTS).index):
+        old, new = MISPRINTS[name]
+        assert old in page, f"{name} does not fit after the others of {names}"
+        page = page.replace(old, new)
+    page = page.replace("ROOT", "np.sqrt")
+
+    def path(starts, gradients):
+        here = dict(theta=starts.copy(), gradients=gradients, m=0 * starts, v=0 * starts, vmax=0 * starts, path=[], np=np,
+                    same=lambda x: x, b1=betas[0], b2=betas[1], lr=lr, eps=eps, decay=decay)  # fmt: skip
+        with np.errstate(all="ignore"):
+            exec(page, here)
+        return np.array(here["path"])
+
+    return path
+
+
+def test_every_slip_has_its_misprint():
+    assert list(MISPRINTS) == list(SLIPS)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("betas", BETAS)
+def test_a_right_adam_is_adam(betas, dtype):
+    found = diagnose(printed((), betas), betas=betas, dtype=dtype)
+    assert found.is_adam and not found.slips
+    assert repr(found).startswith("Adam\nall 216 weights agree with Algorithm 1")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_slip_alone_is_named(name, betas, dtype):
+    found = diagnose(printed((name,), betas), betas=betas, dtype=dtype)
+    assert not found.is_adam
+    assert (name,) in found.slips
+    for other in found.slips:  # nothing else is named, unless it is the same for these hyperparameters
+        assert same_reading((name,), other, betas)
+    assert "expected" in found.evidence and "got" in found.evidence
+
+
+def same_reading(one, two, betas):
+    starts, gradients = probe()
+    a, b = (read(starts, gradients, names, lr=1e-3, betas=betas, eps=1e-8, weight_decay=0.1) for names in (one, two))
+    return np.allclose(a, b, rtol=1e-9, atol=0, equal_nan=True)
+
+
+PAIRS = [pair for pair in combinations(SLIPS, 2) if SLIPS[pair[0]][0] != SLIPS[pair[1]][0]]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("betas", BETAS[:3])
+def test_pairs_of_slips_are_named_or_said_to_be_the_same(betas, dtype, tally):
+    unique = 0
+    for pair in PAIRS:
+        found = diagnose(printed(pair, betas), betas=betas, dtype=dtype)
+        assert not found.is_adam, pair
+        assert found.slips, pair
+        assert all(same_reading(pair, other, betas) for other in found.slips), (pair, found.slips)
+        unique += found.slips == [pair]
+    # a clock that starts at 0 divides 0 by 0 and leaves nothing to see of the other slip: its 15 pairs have an equal
+    assert unique >= len(PAIRS) - 15 - 8, f"{unique} of {len(PAIRS)} pairs are named without an equal"
+    tally.figure(f"diagnose, betas {betas}, {np.dtype(dtype).name}", f"{unique} of {len(PAIRS)} pairs of slips named alone")
+
+
+def torch_path(make):
+    def path(starts, gradients):
+        w = torch.tensor(starts, requires_grad=True)
+        optimizer, weights = make([w]), []
+        for g in gradients:
+            w.grad = torch.tensor(g)
+            optimizer.step()
+            weights.append(w.detach().numpy().copy())
+        return np.array(weights)
+
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("make", [
+    torch.optim.Adam, adamlib.Adam, lambda p: torch.optim.Adam(p, fused=True), lambda p: adamlib.Adam(p, foreach=True),
+    lambda p: adamlib.Adam(p, capturable=True), lambda p: torch.optim.Adam(p, foreach=True),
+])  # fmt: skip
+def test_the_adams_that_one_can_buy(make, dtype):
+    assert diagnose(torch_path(make), dtype=dtype).is_adam
+
+
+@pytest.mark.parametrize("make, slip", [
+    (lambda p: torch.optim.Adam(p, amsgrad=True), "AMSGrad, the maximum before the correction (torch's)"),
+    (lambda p: torch.optim.Adam(p, weight_decay=0.1), "weight decay in the gradient (L2)"),
+    (lambda p: torch.optim.AdamW(p, weight_decay=0.1), "decoupled weight decay, times α (AdamW)"),
+    (lambda p: torch.optim.Adam(p, maximize=True), "uphill: the sign of the gradient"),
+    (lambda p: torch.optim.Adam(p, betas=(0.999, 0.9)), "the betas are exchanged"),
+])  # fmt: skip
+def test_torchs_options_are_named(make, slip):
+    assert diagnose(torch_path(make)).slips == [(slip,)]
+
+
+@pytest.mark.parametrize("make", [
+    torch.optim.Adamax, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad,
+    lambda p: torch.optim.SGD(p, lr=1e-3), lambda p: torch.optim.Adam(p, lr=2e-3),
+])  # fmt: skip
+def test_another_optimizer_is_not_explained_away(make):
+    found = diagnose(torch_path(make))
+    assert not found.is_adam and not found.slips
+    assert repr(found).startswith("not Adam, and no slip or pair of slips known here\nstep ")
+
+
+def test_what_the_hyperparameters_hide_is_said():
+    equal = diagnose(printed((), (0.9, 0.9)), betas=(0.9, 0.9))
+    assert equal.is_adam and ("the betas are exchanged",) in equal.alike
+    assert "cannot be told from it here: the betas are exchanged" in repr(equal)
+    no_memory = diagnose(printed(("m is not corrected",), (0.0, 0.9)), betas=(0.0, 0.9))
+    assert no_memory.is_adam and ("m is not corrected",) in no_memory.alike
+    no_eps = diagnose(printed((), eps=0.0), eps=0.0)
+    assert no_eps.is_adam and {("no ε",), ("ε inside the root: √(v̂ + ε)",)} <= set(no_eps.alike)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}])
+def test_hyperparameters_that_hide_everything_are_refused(wrong):
+    with pytest.raises(ValueError, match="are needed"):
+        diagnose(printed(()), **wrong)
+
+
+def test_a_path_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="path must return the weights after each step, shape"):
+        diagnose(lambda starts, gradients: gradients[:3])
+
+
+def test_the_example_in_the_docstring():
+    import doctest
+
+    assert doctest.testmod(module).failed == 0

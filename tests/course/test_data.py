@@ -1,0 +1,23 @@
+"""The data of the series: the same on every call, and what its docstrings say."""
+
+import torch
+
+from course import data
+
+
+def test_the_digits_are_split_by_position():
+    x_train, y_train, x_test, y_test = data.digits()
+    assert x_train.shape == (1437, 64) and x_test.shape == (360, 64) and x_train.dtype == torch.float32
+    assert 0 <= x_train.min() and x_train.max() == 1 and set(y_train.tolist()) == set(y_test.tolist()) == set(range(10))
+    assert all(torch.equal(a, b) for a, b in zip(data.digits(), (x_train, y_train, x_test, y_test), strict=True))
+
+
+def test_articles_follow_zipf_and_bring_rare_words_in_bursts():
+    words = data.articles(0)
+    assert words.shape == (57600,) and torch.equal(words, data.articles(0)) and not torch.equal(words, data.articles(1))
+    counts = torch.bincount(words, minlength=200)
+    assert counts.min() > 0 and 1.8 < counts[0] / counts[1] < 2.2 and 2.7 < counts[0] / counts[2] < 3.3
+    articles = words.view(150, 384)
+    rare = torch.stack([torch.bincount(article, minlength=200)[50:] for article in articles])
+    assert ((rare > 25).sum(dim=1) <= 3).all()  # of 384 words, 51 each for the topic, hardly any for the others
+    assert (rare.topk(3, dim=1).values.sum(dim=1) > 0.3 * 384).all()

@@ -1,0 +1,43 @@
+"""The ten networks of chapter 01: the same starts at every call, the same function for every shrink, nothing shared."""
+
+import numpy as np
+import torch
+
+from course import ten_networks
+
+
+def test_every_call_gives_the_same_starts():
+    for one, two in zip(ten_networks.parameters(), ten_networks.parameters()):
+        assert torch.equal(one, two) and one.requires_grad and one.is_leaf
+
+
+def test_shrinking_leaves_the_losses_alone():
+    usual = ten_networks.losses(ten_networks.parameters())
+    for shrink in (16, 1 / 16):
+        torch.testing.assert_close(ten_networks.losses(ten_networks.parameters(shrink), shrink), usual)
+    assert usual.shape == (10,) and len(set(usual.tolist())) == 10
+
+
+def test_networks_share_nothing():
+    params = ten_networks.parameters()
+    ten_networks.losses(params)[3].backward()
+    for p in params:
+        assert p.grad[3].abs().sum() > 0
+        assert not p.grad[[k for k in range(10) if k != 3]].any()
+
+
+def test_a_first_weight_s_gradient_shrinks_with_the_pixels():
+    gradients = []
+    for shrink in (1, 16):
+        params = ten_networks.parameters(shrink)
+        ten_networks.losses(params, shrink).sum().backward()
+        gradients.append(params[0].grad)
+    torch.testing.assert_close(gradients[1] * 16, gradients[0])
+
+
+def test_a_curve_ends_where_training_fails():
+    final = np.array([[2.0, 2.2, 2.1], [0.3, 0.2, 9.0], [0.04, 0.06, 0.07], [0.03, 0.04, 0.02], [2.0, 3.0, 0.01]])
+    assert ten_networks.best_rate(final) == 3
+    np.testing.assert_array_equal(ten_networks.curve(final), [2.1, 0.3, 0.06, 0.03, np.nan])
+    final[4] = 0.04
+    assert ten_networks.curve(final)[4] == 0.04

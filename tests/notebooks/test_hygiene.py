@@ -1,0 +1,154 @@
+"""The notebooks are clean, and what hygiene.py is to find it finds."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from cells import FOLDED, SOLUTION, code, picture, printed, slide, text, written
+from nbformat.v4 import new_output
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "notebooks/tools"))
+from hygiene import code_cells, problems, tags  # noqa: E402
+from series import chapters  # noqa: E402
+
+SETUP = ROOT / "notebooks/tools/setup_cell.py"
+NOTEBOOKS = chapters(ROOT / "notebooks")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_clean(path):
+    found = problems(path)
+    assert not found, "\n".join(found)
+
+
+def test_all_chapters_begin_with_the_same_setup_cell():
+    first = {path.name: code_cells(nbformat.read(path, as_version=4))[0] for path in NOTEBOOKS}
+    assert all("setup" in tags(cell) for cell in first.values())
+    assert {cell.source for cell in first.values()} == {SETUP.read_text(encoding="utf-8").strip()}
+
+
+def set_up(folder, *before):
+    """What the setup cell says in `folder`, after the code `before`."""
+    code = "\n".join([*before, "exec(open(" + repr(str(SETUP)) + ", encoding='utf-8').read())", "print(course.__file__)"])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "notebooks/tools"])
+def test_the_setup_cell_finds_adamlib_and_course(folder):
+    done = set_up(ROOT / folder)
+    assert done.stdout == f"{ROOT / 'notebooks' / 'course' / '__init__.py'}\n", done.stderr
+
+
+def test_the_setup_cell_says_what_is_wrong(tmp_path):
+    assert "This chapter needs the packages adamlib and course." in set_up(tmp_path).stderr
+    (tmp_path / "adamlib").mkdir()
+    (tmp_path / "adamlib" / "__init__.py").write_text("", encoding="utf-8")  # PyPI's, say
+    for before in ((), ("import adamlib",)):
+        assert "Another package named adamlib is in front" in set_up(tmp_path, *before).stderr
+
+
+def test_links_may_point_ahead_but_not_into_a_gap(tmp_path):
+    link = text("[04](04_foreach.ipynb) [05](05_fused_cuda.ipynb)")
+    assert problems(written(tmp_path, "03_single_tensor.ipynb", [link]).rename(tmp_path / "notebooks/00_x.ipynb")) == []
+    written(tmp_path, "05_fused_cuda.ipynb", [])
+    assert problems(tmp_path / "notebooks/00_x.ipynb") == ["cell 1: the link to 04_foreach.ipynb leads nowhere"]
+
+
+BAD_CELLS = {
+    "no slide metadata": text("Hello", metadata={"slideshow": {}}),
+    "no slide metadata; set": code(metadata={"slideshow": {"slide_type": "slides"}}),
+    "not executed": code(count=None),
+    "an empty code cell": code("  \n"),
+    "21 lines of code": code("\n".join(["x = 1"] * 21)),
+    "a line of 89 characters": code(f"x = '{'y' * 83}'"),
+    "wrote to stderr": code(outputs=[printed("UserWarning: careful", "stderr")]),
+    "a path of this machine": code(outputs=[printed("saved to /home/ada/adam.png")]),
+    "a path of this machine in": code(outputs=[new_output("execute_result", data={"text/html": "<b>/root/x</b>"})]),
+    "raised ValueError": code(outputs=[new_output("error", ename="ValueError", evalue="", traceback=[])]),
+    "image/png without alt": code(outputs=[picture("")], metadata=FOLDED),
+    "image/gif without alt": code(outputs=[picture(" ", "image/gif")], metadata=FOLDED),
+    "a cell that draws must be folded": code(outputs=[picture("two curves")]),
+    "a picture without alt text": text("![](../LICENSE)"),
+    "a picture without": text('<img src="https://example.org/a.png">'),
+    "leads nowhere": text("See [the next chapter](99_missing.ipynb)."),
+    "not folded everywhere": code("#@title Solution\nx = 1", slide("skip", tags=["solution"])),
+    "not folded": code("x = 1", SOLUTION),
+    "are not compared": code(metadata=slide(tags=["nbval-skip"])),
+    "1 of 1 code cells are not compared": code("# NBVAL_IGNORE_OUTPUT\n1 + 1"),
+}
+GOOD_CELLS = {
+    "prose": text("The step is [bounded](../LICENSE), see [torch](https://pytorch.org)."),
+    "code": code(outputs=[printed("ratio 1/2 a/home/b ")]),
+    "figure": code(outputs=[picture("two curves")], metadata=FOLDED),
+    "an open figure": code(outputs=[picture("two curves")], metadata=slide(tags=["show-source"])),
+    "solution": code("#@title Solution\nx = 1", SOLUTION),
+    "expected error": code(
+        metadata=slide(tags=["raises-exception"]), outputs=[new_output("error", ename="ValueError", traceback=[])]
+    ),
+}
+
+
+@pytest.mark.parametrize("complaint", BAD_CELLS)
+def test_a_bad_cell_is_found(tmp_path, complaint):
+    found = problems(written(tmp_path, "00_bad.ipynb", [BAD_CELLS[complaint]]))
+    assert len(found) == 1 and complaint in found[0], found
+
+
+@pytest.mark.parametrize("name", GOOD_CELLS)
+def test_a_good_cell_passes(tmp_path, name):
+    assert problems(written(tmp_path, "00_good.ipynb", [GOOD_CELLS[name]])) == []
+
+
+def chapter():
+    """The cells of a chapter 03 with which everything is in order."""
+    frame = [
+        text("# 03 · A chapter\n**After this chapter you can** …"),
+        text("30 minutes. Know first: [chapter 02](02_a.ipynb)."),
+        code(outputs=[picture("one")], metadata=FOLDED),
+    ]
+    exercises = [cell for _ in range(3) for cell in (text("### Exercise ●●○"), code("#@title Solution\n1", SOLUTION))]
+    figures = [code(outputs=[picture("more")], metadata=FOLDED) for _ in range(3)]
+    end = [text("## Five lines to tell a colleague"), text("## References"), text("Next: [chapter 04](04_b.ipynb)")]
+    filler = [text("and so on") for _ in range(25)]
+    return frame + filler + figures + exercises + end
+
+
+def problems_of_chapter(folder, cells):
+    for other in ("02_a.ipynb", "04_b.ipynb"):
+        written(folder, other, [])
+    return problems(written(folder, "03_c.ipynb", cells))
+
+
+def test_a_whole_chapter_passes(tmp_path):
+    assert problems_of_chapter(tmp_path, chapter()) == []
+
+
+@pytest.mark.parametrize(
+    "drop, complaint",
+    [
+        ("# 03", "no title"),
+        ("30 minutes", "how long it takes"),
+        ("30 minutes", "what to know first"),
+        ("30 minutes", "no link to chapter 02"),
+        ("Next:", "no link to chapter 04"),
+        ("## Five lines", "the summary"),
+        ("## References", "the references"),
+        ("and so on", "cells; a chapter has 40 to 70"),
+        ("### Exercise", "0 exercises with a difficulty"),
+        ("#@title Solution", "0 solutions"),
+    ],
+)
+def test_a_hole_in_a_chapter_is_found(tmp_path, drop, complaint):
+    found = problems_of_chapter(tmp_path, [cell for cell in chapter() if not cell.source.startswith(drop)])
+    assert any(complaint in one for one in found), found
+
+
+def test_late_and_few_figures_are_found(tmp_path):
+    late = [cell for cell in chapter() if not cell.get("outputs") or "one" not in str(cell.outputs)]
+    assert any("the first within ten cells" in one for one in problems_of_chapter(tmp_path, late))

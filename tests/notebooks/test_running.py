@@ -1,0 +1,138 @@
+"""Executing notebooks, and comparing what they print and draw with what is stored."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from cells import code, written
+from nbformat.v4 import new_code_cell
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def small_repository(tmp_path):
+    """A copy of what runs notebooks, with an empty notebooks folder."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("environment.yml", "notebooks/conftest.py", "notebooks/tools", "notebooks/course", "adamlib"):
+        subprocess.run(["cp", "-r", ROOT / name, tmp_path / name], check=True)
+    return tmp_path
+
+
+def nbval(folder, **environment):
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "--rootdir=.", "notebooks"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "ADAM_FIGURES": "", **environment}
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def execute(folder, name):
+    command = [sys.executable, "notebooks/tools/execute.py", f"notebooks/{name}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+FIGURE = """import matplotlib.pyplot as plt
+from course import figures
+fig, ax = plt.subplots()
+ax.plot([0, 1, HEIGHT])
+figures.show(fig, alt="a line", see="it rises")"""
+
+
+def test_execute_stores_the_same_bytes_twice_and_nbval_compares_figures(small_repository):
+    cells = [new_code_cell(FIGURE.replace("HEIGHT", "3")), new_code_cell("print(6 * 7)"), new_code_cell("object")]
+    path = written(small_repository, "00_figure.ipynb", cells)
+    status, said = execute(small_repository, path.name)
+    assert status == 0, said
+    first = path.read_bytes()
+    execute(small_repository, path.name)
+    assert path.read_bytes() == first
+
+    status, said = nbval(small_repository)
+    assert status == 0 and "3 of 3 code cells compared (100.0%)" in said, said
+
+    path.write_bytes(first.replace(b"[0, 1, 3]", b"[0, 1, 3.05]"))  # another curve than the stored figure's
+    status, said = nbval(small_repository, ADAM_FIGURES="pictures")
+    assert status == 1 and "1 failed, 2 passed" in said and "figures compared as pictures" in said, said
+    status, said = nbval(small_repository, ADAM_FIGURES="text")
+    assert status == 0 and "figures compared by their description: ADAM_FIGURES=text was asked for" in said, said
+
+
+PRINTS = """import numpy as np, os
+print("after 12 steps:", 0.82 + NUDGE, "of", 1797, os.environ.get("MKL_CBWR"))"""
+
+
+@pytest.mark.parametrize("nudge, status", [("0", 0), ("0.01", 0), ("0.02", 1)])
+def test_a_printed_number_may_be_off_by_one_in_its_last_digit(small_repository, nudge, status):
+    path = written(small_repository, "00_prints.ipynb", [new_code_cell(PRINTS.replace("NUDGE", "0"))])
+    execute(small_repository, path.name)
+    path.write_text(path.read_text(encoding="utf-8").replace("+ 0", f"+ {nudge}"), encoding="utf-8")
+    assert nbval(small_repository)[0] == status
+
+
+def test_a_kernel_sees_no_variable_that_chooses_a_code_path_but_the_one_asked_for(small_repository, monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    path = written(small_repository, "00_prints.ipynb", [new_code_cell(PRINTS.replace("NUDGE", "0"))])
+    execute(small_repository, path.name)
+    assert "of 1797 None" in path.read_text(encoding="utf-8")
+    assert nbval(small_repository)[0] == 0
+    status, said = nbval(small_repository, ADAM_PATH="mkl-compatible")
+    assert status == 1 and "of 1797 COMPATIBLE" in said and "code path: mkl-compatible" in said, said
+
+
+def test_an_unknown_code_path_is_refused_by_name(small_repository):
+    written(small_repository, "00_short.ipynb", [code("1 + 1", outputs=[])])
+    status, said = nbval(small_repository, ADAM_PATH="mkl-sse")
+    assert status != 0 and "ADAM_PATH=mkl-sse is no code path: say one of as-it-is, mkl-compatible" in said
+
+
+def test_a_stored_figure_that_cannot_be_decoded_is_named(small_repository):
+    path = written(small_repository, "00_figure.ipynb", [new_code_cell(FIGURE.replace("HEIGHT", "3"))])
+    execute(small_repository, path.name)
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for output in notebook["cells"][0]["outputs"]:
+        if "data" in output:
+            output["data"]["image/png"] = "bm8gcGljdHVyZQ=="
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    status, said = nbval(small_repository)
+    assert status == 1 and "00_figure.ipynb::Cell 0: the figure cannot be decoded; run notebooks/tools/execute.py" in said
+
+
+def test_a_missing_output_is_found(small_repository):
+    written(small_repository, "00_short.ipynb", [code("print(1)", outputs=[])])
+    status, said = nbval(small_repository)
+    assert status == 1 and "Unexpected output fields from running code" in said and "Cell 0" in said
+
+
+def test_other_versions_compare_figures_by_their_description(small_repository):
+    listed = (small_repository / "environment.yml").read_text(encoding="utf-8")
+    (small_repository / "environment.yml").write_text(re.sub("matplotlib==[0-9.]+", "matplotlib==1.5.0", listed), encoding="utf-8")
+    written(small_repository, "00_short.ipynb", [code("1 + 1", outputs=[])])
+    _, said = nbval(small_repository)
+    assert "figures compared by their description: matplotlib is" in said, said
+
+
+def test_unexecuted_notebooks_are_refused(small_repository):
+    written(small_repository, "00_stripped.ipynb", [code("1 / 0", count=None)])
+    status, said = nbval(small_repository)
+    assert status != 0 and "never executed" in said and "00_stripped.ipynb::Cell 0" in said, said
+
+
+def test_execute_leaves_a_notebook_that_raises_as_it_was(small_repository):
+    path = written(small_repository, "00_raises.ipynb", [new_code_cell("1 + 1"), new_code_cell("1 / 0")])
+    before = path.read_bytes()
+    status, said = execute(small_repository, path.name)
+    assert status != 0 and "ZeroDivisionError" in said
+    assert path.read_bytes() == before and not list(path.parent.glob("*.tmp"))
+
+
+def test_execute_says_what_is_wrong_with_its_arguments(small_repository):
+    (small_repository / "notebooks" / "text.md").write_text("text", encoding="utf-8")
+    for name in ("missing.ipynb", "text.md"):
+        status, said = execute(small_repository, name)
+        assert status != 0 and f"{name} is not a notebook: give the path of one" in said
