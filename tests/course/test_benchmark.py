@@ -162,6 +162,19 @@ def test_a_row_of_every_variant(variant):
     json.dumps(row)
 
 
+@pytest.mark.parametrize("set_name", benchmark.UNUSUAL)
+def test_a_row_of_the_sets_that_are_stepped_in_an_unusual_way(set_name):
+    row = benchmark.measure_pair(set_name, "fused", "eager", BRIEF)
+    assert row["same_bits"] and row["parameters"] == 64 * row["tensors"]
+
+
+def test_gradients_that_come_and_go():
+    one = benchmark.optimizer(adamlib.Adam, SETS["digits_mlp"](), {}, BRIEF, "coming_and_going")
+    for _ in range(4):
+        one.step()
+    assert [float(one.state[p]["step"]) for p in one.param_groups[0]["params"]] == [2, 4, 2, 4]
+
+
 def test_what_a_cpu_cannot_run_is_left_out(monkeypatch):
     assert {*VARIANTS, *NOISE} - {*ON_A_CPU} <= {"triton", "compiled"}
     monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)  # no compiler
