@@ -46,15 +46,22 @@ def losses(params, shrink=1):
 
 
 def best_rate(final):
-    """The number of the learning rate with the lowest median loss. final: NumPy array of losses [rates, networks]."""
-    return int(np.median(final, axis=1).argmin())
+    """The number of the learning rate with the lowest median loss. final: NumPy array of losses [rates, networks].
+
+    Raises ValueError where it is the first or the last rate: then a better one may lie outside.
+    """
+    best = int(np.median(final, axis=1).argmin())
+    if best in (0, len(final) - 1):
+        raise ValueError(f"rate number {best} of {len(final)} is the best: try a wider range of rates")
+    return best
 
 
-def curve(final, fails=0.05):
-    """The median losses per rate, for a figure: beyond the best rate, NaN where training fails (a loss above `fails`).
+def curve(final):
+    """The median losses per rate, for a figure: NaN beyond the best rate.
 
-    What a failing run ends at is chaos: another processor rounds its last bits differently and ends elsewhere.
+    Beyond it training soon fails, and what a failing run ends at is chaos: another processor rounds its last bits
+    differently and ends elsewhere.
     """
     medians = np.median(final, axis=1)
-    beyond = np.arange(len(medians)) > best_rate(final)
-    return np.where(beyond & (medians > fails), np.nan, medians)
+    medians[best_rate(final) + 1 :] = np.nan
+    return medians
