@@ -34,34 +34,14 @@ def says_something(error):
 TENSORS = (torch.tensor(0.9), torch.tensor(0.99))
 # What torch 2.13 raises from its constructor, in the words its users know.
 SAME_WORDS = [
-    dict(lr=-1),
-    dict(lr=-1e-9),
-    dict(lr=math.nan),
-    dict(lr=-math.inf),
-    dict(lr=torch.tensor(-1.0)),
-    dict(lr=torch.tensor([1e-3, 1e-3])),
-    dict(lr=torch.tensor([])),
-    dict(lr=torch.tensor(1e-3), foreach=True),
-    dict(lr=torch.tensor([1e-3, 1e-3]), foreach=True),
-    dict(eps=-1),
-    dict(eps=math.nan),
-    dict(weight_decay=-1),
-    dict(weight_decay=math.nan),
-    dict(betas=(1.0, 0.9)),
-    dict(betas=(0.9, 1.0)),
-    dict(betas=(-0.1, 0.9)),
-    dict(betas=(0.9, math.nan)),
-    dict(betas=(2, 3)),
-    dict(betas=(0, 0.9)),
-    dict(betas=(0.9, 0)),
-    dict(betas=(0.9, TENSORS[1])),
-    dict(betas=(TENSORS[0], 0.9)),
-    dict(betas=TENSORS, foreach=True),
-    dict(lr=-1, eps=-1, betas=(2.0, 2.0)),
-    dict(eps=-1, betas=(2.0, 2.0)),
-    dict(betas=(2.0, 2.0), weight_decay=-1),
-    dict(fused=True, differentiable=True),
-    dict(fused=True, foreach=True),
+    dict(lr=-1), dict(lr=-1e-9), dict(lr=math.nan), dict(lr=-math.inf), dict(lr=torch.tensor(-1.0)),
+    dict(lr=torch.tensor([1e-3, 1e-3])), dict(lr=torch.tensor([])), dict(lr=torch.tensor(1e-3), foreach=True),
+    dict(lr=torch.tensor([1e-3, 1e-3]), foreach=True), dict(eps=-1), dict(eps=math.nan), dict(weight_decay=-1),
+    dict(weight_decay=math.nan), dict(betas=(1.0, 0.9)), dict(betas=(0.9, 1.0)), dict(betas=(-0.1, 0.9)),
+    dict(betas=(0.9, math.nan)), dict(betas=(2, 3)), dict(betas=(0, 0.9)), dict(betas=(0.9, 0)),
+    dict(betas=(0.9, TENSORS[1])), dict(betas=(TENSORS[0], 0.9)), dict(betas=TENSORS, foreach=True),
+    dict(lr=-1, eps=-1, betas=(2.0, 2.0)), dict(eps=-1, betas=(2.0, 2.0)), dict(betas=(2.0, 2.0), weight_decay=-1),
+    dict(fused=True, differentiable=True), dict(fused=True, foreach=True),
     dict(fused=True, foreach=True, differentiable=True),
 ]
 
@@ -74,17 +54,8 @@ def test_the_constructor_refuses_in_torchs_words(library, name, wrong):
 
 
 WRONG_TYPE = [
-    dict(lr="0.1"),
-    dict(lr=None),
-    dict(eps=None),
-    dict(eps="small"),
-    dict(weight_decay=None),
-    dict(weight_decay="L2"),
-    dict(betas=None),
-    dict(betas=0.9),
-    dict(betas=("0.9", "0.99")),
-    dict(lr=[0.1]),
-    dict(lr=1j),
+    dict(lr="0.1"), dict(lr=None), dict(eps=None), dict(eps="small"), dict(weight_decay=None), dict(weight_decay="L2"),
+    dict(betas=None), dict(betas=0.9), dict(betas=("0.9", "0.99")), dict(lr=[0.1]), dict(lr=1j),
 ]
 
 
@@ -108,13 +79,8 @@ def test_values_of_a_wrong_type_in_a_group_raise_too(wrong):
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        dict(betas=(0.9,)),
-        dict(betas=()),
-        dict(betas=(0.9, 0.99, 0.999)),
-        dict(betas=(torch.tensor([0.9, 0.9]), TENSORS[1])),
-        dict(betas=(TENSORS[0], torch.tensor([0.9, 0.9]))),
-    ],
+    [dict(betas=(0.9,)), dict(betas=()), dict(betas=(0.9, 0.99, 0.999)),
+     dict(betas=(torch.tensor([0.9, 0.9]), TENSORS[1])), dict(betas=(TENSORS[0], torch.tensor([0.9, 0.9])))],
     ids=str,
 )
 def test_what_torch_notices_late_or_obscurely_is_refused_at_once(wrong):
@@ -136,11 +102,8 @@ def test_foreach_and_differentiable_together():
 
 
 UNSUPPORTED_GROUPS = [
-    dict(fused=True, foreach=True),
-    dict(fused=True, differentiable=True),
-    dict(foreach=True, differentiable=True),
-    dict(lr=torch.tensor(0.1), foreach=True),
-    dict(betas=TENSORS, foreach=True),
+    dict(fused=True, foreach=True), dict(fused=True, differentiable=True), dict(foreach=True, differentiable=True),
+    dict(lr=torch.tensor(0.1), foreach=True), dict(betas=TENSORS, foreach=True),
 ]
 
 
@@ -355,18 +318,9 @@ def test_a_group_without_an_option_that_has_no_default_is_refused(key):
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        dict(lr=-1),
-        dict(lr=math.nan),
-        dict(eps=-1),
-        dict(weight_decay=-1),
-        dict(betas=(0.9, 1.5)),
-        dict(betas=None),
-        dict(lr="x"),
-        dict(fused=True, foreach=True),
-        dict(fused=True, differentiable=True),
-        dict(foreach=True, lr=torch.tensor(0.1)),
-    ],
+    [dict(lr=-1), dict(lr=math.nan), dict(eps=-1), dict(weight_decay=-1), dict(betas=(0.9, 1.5)), dict(betas=None),
+     dict(lr="x"), dict(fused=True, foreach=True), dict(fused=True, differentiable=True),
+     dict(foreach=True, lr=torch.tensor(0.1))],
     ids=str,
 )
 def test_options_of_a_checkpoint_are_validated(wrong):

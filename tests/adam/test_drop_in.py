@@ -1049,27 +1049,38 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+def sines(params, t):
+    for i, p in enumerate(params):
+        p.grad = torch.sin(torch.arange(p.numel(), dtype=p.dtype) + t + i).view_as(p)
+
+
+def run_compiled(opt, params, turns, **compiler):
+    """Step once per letter of `turns`: c with the compiled step, e with the eager one."""
+    compiled = torch.compile(opt.step, **compiler)
+    for t, turn in enumerate(turns):
+        sines(params, t)
+        compiled() if turn == "c" else opt.step()
+    assert counts(opt) == [float(len(turns))] * len(params)
+    return params
+
+
+def assert_close(runs):
+    for params in runs[1:]:
+        for p, q in zip(runs[0], params):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("variant", ["single_tensor", "foreach", "capturable_single", "capturable_foreach"])
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@each_class
 @pytest.mark.filterwarnings("ignore")
 def test_step_compiles_to_one_graph_without_a_break(variant, name, fresh_dynamo):
-    backend = Counted()
-    runs = []
-    for compiled in (False, True):
-        params = weights(2)
-        opt = getattr(adamlib, name)(
-            params, lr=torch.tensor(0.01) if "foreach" not in FLAGS[variant] else 0.01, **FLAGS[variant]
-        )
-        step = torch.compile(opt.step, fullgraph=True, backend=backend) if compiled else opt.step
-        for t in range(4):
-            for i, p in enumerate(params):
-                p.grad = torch.sin(torch.arange(p.numel(), dtype=p.dtype) + t + i)
-            step()
-        runs.append((params, opt))
+    backend, runs = Counted(), []
+    for turns in ("eeee", "cccc"):
+        params, lr = weights(2), 0.01 if "foreach" in FLAGS[variant] else torch.tensor(0.01)
+        opt = getattr(adamlib, name)(params, lr=lr, **FLAGS[variant])
+        runs.append(run_compiled(opt, params, turns, fullgraph=True, backend=backend))
     assert backend.graphs == 1
-    for p, q in zip(runs[0][0], runs[1][0]):
-        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-    assert all(float(s["step"]) == 4.0 for s in runs[1][1].state.values())
+    assert_close(runs)
 
 
 def fused_steps(backend, amsgrad=False, library=adamlib):
@@ -1236,41 +1247,23 @@ def test_a_cycled_beta1_recompiles_once_and_not_at_every_step(fresh_dynamo):
 @pytest.mark.parametrize("variant", ["single_tensor", "foreach"])
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_and_eager_steps_may_take_turns(variant, fresh_dynamo):
-    results = []
+    runs = []
     for turns in ("eeeeee", "eeccee", "cceecc"):
         params = weights(3)
         opt = adamlib.Adam(params, lr=0.01, amsgrad=True, **FLAGS[variant])
-        compiled = torch.compile(opt.step, fullgraph=True, backend="aot_eager")
-        for t, turn in enumerate(turns):
-            for i, p in enumerate(params):
-                p.grad = torch.sin(torch.arange(p.numel(), dtype=p.dtype) + t + i)
-            compiled() if turn == "c" else opt.step()
-        assert all(float(opt.state[p]["step"]) == 6.0 for p in params)
-        results.append(params)
-    for other in results[1:]:
-        for p, q in zip(results[0], other):
-            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+        runs.append(run_compiled(opt, params, turns, fullgraph=True, backend="aot_eager"))
+    assert_close(runs)
 
 
-@pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("c++")), reason="inductor needs a C++ compiler"
-)
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
 def test_inductor_compiles_a_whole_training_step(fresh_dynamo, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    results = []
-    for compiled in (False, True):
+    runs = []
+    for turns in ("eee", "ccc"):
         params = weights(2)
-        opt = adamlib.Adam(params, lr=torch.tensor(0.01))
-        step = torch.compile(opt.step, fullgraph=True) if compiled else opt.step
-        for t in range(3):
-            for p in params:
-                p.grad = torch.cos(torch.arange(p.numel(), dtype=p.dtype) + t)
-            step()
-        assert all(float(opt.state[p]["step"]) == 3.0 for p in params)
-        results.append(params)
-    for p, q in zip(*results):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+        runs.append(run_compiled(adamlib.Adam(params, lr=torch.tensor(0.01)), params, turns, fullgraph=True))
+    assert_close(runs)
 
 
 # --- torch's own tables, and sharding

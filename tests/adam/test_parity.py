@@ -46,6 +46,21 @@ def compare(
     return [f"step {step}: {what}" for what in found]
 
 
+def both(tally, variant, scenario):
+    """Run scenario(cls) -> (params, optimizer) with either library, count it, and assert that nothing differs."""
+    (p, a), (q, b) = (scenario(cls) for cls in (adamlib.Adam, torch.optim.Adam))
+    found = differences(a, b, p, q)
+    tally.add(variant, not found)
+    assert not found
+
+
+def steps_of(opt, params, steps=range(1, STEPS + 1)):
+    for step in steps:
+        set_gradients(params, step)
+        opt.step()
+    return params, opt
+
+
 def every_option(variant):
     """All combinations of options that torch allows for this variant."""
     lrs = [1e-3, lambda: torch.tensor(3e-3)]
@@ -114,23 +129,15 @@ def test_cutting_tensors_into_pieces_changes_no_bit(variant, pieces, dtype, tall
 
 @pytest.mark.parametrize("variant", SAME_BITS)
 def test_large_tensors_give_torchs_bits(variant, tally):
-    shapes = [(300_001,), (700, 801), (5,), (2**18,), (0,)]
-    runs = []
-    for cls in (adamlib.Adam, torch.optim.Adam):
+    def scenario(cls):
         generator = torch.Generator().manual_seed(0)
+        shapes = [(300_001,), (700, 801), (5,), (2**18,), (0,)]
         params = {str(s): torch.randn(s, generator=generator) for s in shapes}
         params["transposed"] = torch.randn(600, 500, generator=generator).t()
-        opt = cls(
-            [p.requires_grad_() for p in params.values()], amsgrad=True, weight_decay=0.1, **FLAGS[variant]
-        )
-        for step in range(1, 4):
-            set_gradients(params, step)
-            opt.step()
-        runs.append((params, opt))
-    (p, a), (q, b) = runs
-    found = differences(a, b, p, q)
-    tally.add(variant, not found)
-    assert not found
+        tensors = [p.requires_grad_() for p in params.values()]
+        return steps_of(cls(tensors, amsgrad=True, weight_decay=0.1, **FLAGS[variant]), params, range(1, 4))
+
+    both(tally, variant, scenario)
 
 
 @pytest.mark.parametrize("variant", FLAGS)
@@ -144,34 +151,25 @@ def test_a_model_of_empty_tensors_alone_steps(variant):
 
 @pytest.mark.parametrize("variant", SAME_BITS)
 def test_state_exchanged_between_steps_is_used_at_the_next(variant, tally):
-    """Whatever a step keeps for the next one, what the state holds then is what counts."""
-    runs = []
-    for cls in (adamlib.Adam, torch.optim.Adam):
+    def scenario(cls):
         params = awkward_parameters(torch.float32, fused=variant == "fused")
-        opt = cls(params.values(), amsgrad=True, **FLAGS[variant])
+        opt, vector = cls(params.values(), amsgrad=True, **FLAGS[variant]), params["vector"]
+        changes = {
+            3: lambda: opt.state[vector].update(step=torch.tensor(40.0)),
+            4: lambda: opt.state[vector]["step"].fill_(7.0),
+            5: lambda: opt.state[vector].update(exp_avg=torch.ones_like(vector, requires_grad=False)),
+            6: lambda: opt.state.update({vector: {k: v.clone() for k, v in opt.state[vector].items()}}),
+            7: lambda: opt.param_groups[0].update(amsgrad=False),
+            8: lambda: opt.state.pop(params["matrix"]),
+            9: lambda: opt.param_groups[0]["params"].reverse(),
+        }
         for step in range(1, 11):
             set_gradients(params, step)
-            state = opt.state.get(params["vector"], {})
-            if step == 3:
-                state["step"] = torch.tensor(40.0)
-            if step == 4:
-                state["step"].fill_(7.0)
-            if step == 5:
-                state["exp_avg"] = torch.ones_like(state["exp_avg"])
-            if step == 6:
-                opt.state[params["vector"]] = {k: v.clone() for k, v in state.items()}
-            if step == 7:
-                opt.param_groups[0]["amsgrad"] = False
-            if step == 8:
-                del opt.state[params["matrix"]]
-            if step == 9:
-                opt.param_groups[0]["params"].reverse()
+            changes.get(step, int)()
             opt.step()
-        runs.append((params, opt))
-    (p, a), (q, b) = runs
-    found = differences(a, b, p, q)
-    tally.add(variant, not found)
-    assert not found
+        return params, opt
+
+    both(tally, variant, scenario)
 
 
 @pytest.mark.parametrize("variant", SAME_BITS)
@@ -209,38 +207,29 @@ def test_a_default_dtype_of_float64_changes_the_step_as_in_torch(variant, tally)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", SAME_BITS)
 def test_sixteen_bit_parameters_give_torchs_bits(variant, dtype, tally):
+    def scenario(cls):
+        params = {"vector": torch.linspace(-2, 2, 37).to(dtype), "scalar": torch.ones((), dtype=dtype)}
+        return steps_of(cls([t.requires_grad_() for t in params.values()], **FLAGS[variant], **options), params)
+
     for decay, amsgrad in itertools.product(DECAYS.values(), [False, True]):
         options = dict(lr=0.01, eps=1e-4, amsgrad=amsgrad) | decay
-        p, q = (
-            {"vector": torch.linspace(-2, 2, 37).to(dtype), "scalar": torch.ones((), dtype=dtype)}
-            for _ in "ab"
-        )
-        a = adamlib.Adam([t.requires_grad_() for t in p.values()], **FLAGS[variant], **options)
-        b = torch.optim.Adam([t.requires_grad_() for t in q.values()], **FLAGS[variant], **options)
-        for step in range(1, STEPS + 1):
-            for params, opt in ((p, a), (q, b)):
-                set_gradients(params, step)
-                opt.step()
-        found = differences(a, b, p, q)
-        tally.add(variant, not found)
-        assert not found
+        both(tally, variant, scenario)
 
 
 @pytest.mark.parametrize("variant", SAME_BITS)
 def test_infinite_and_nan_gradients_spread_as_in_torch(variant, tally):
-    p, q = ({"vector": torch.linspace(-2, 2, 9)} for _ in "ab")
-    a = adamlib.Adam([p["vector"].requires_grad_()], **FLAGS[variant], amsgrad=True)
-    b = torch.optim.Adam([q["vector"].requires_grad_()], **FLAGS[variant], amsgrad=True)
-    for step in range(1, 11):
-        for params, opt in ((p, a), (q, b)):
-            set_gradients(params, step)
+    def scenario(cls):
+        vector = torch.linspace(-2, 2, 9).requires_grad_()
+        opt = cls([vector], **FLAGS[variant], amsgrad=True)
+        for step in range(1, 11):
+            set_gradients({"vector": vector}, step)
             if step == 4:
-                params["vector"].grad[:3] = torch.tensor([math.inf, -math.inf, math.nan])
+                vector.grad[:3] = torch.tensor([math.inf, -math.inf, math.nan])
             opt.step()
-    found = differences(a, b, p, q)
-    tally.add(variant, not found)
-    assert not found
-    assert p["vector"][:3].isnan().all() and p["vector"][3:].isfinite().all()
+        assert vector[:3].isnan().all() and vector[3:].isfinite().all()
+        return {"vector": vector}, opt
+
+    both(tally, variant, scenario)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -293,50 +282,30 @@ def test_fused_with_grad_scale_and_found_inf_gives_torchs_bits(dtype, scale, inf
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_capturable_does_not_change_the_fused_kernel(dtype, tally):
-    p, q = (awkward_parameters(dtype, fused=True) for _ in "ab")
-    a = adamlib.Adam(p.values(), fused=True, capturable=True)
-    b = torch.optim.Adam(q.values(), fused=True, capturable=True)
-    for step in range(1, STEPS + 1):
-        for params, opt in ((p, a), (q, b)):
-            set_gradients(params, step)
-            opt.step()
-    found = differences(a, b, p, q)
-    tally.add("fused", not found)
-    assert not found
+    def scenario(cls):
+        params = awkward_parameters(dtype, fused=True)
+        return steps_of(cls(params.values(), fused=True, capturable=True), params)
+
+    both(tally, "fused", scenario)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", SAME_BITS)
 def test_the_function_gives_the_bits_of_torchs_function(variant, dtype, tally):
-    flags = FLAGS[variant]
+    def scenario(function):
+        params = list(awkward_parameters(dtype, fused=variant == "fused").values())
+        zeros = lambda: [torch.zeros_like(p, requires_grad=False) for p in params]
+        moments, counts = [zeros(), zeros(), zeros() if amsgrad else []], [torch.tensor(0.0) for _ in params]
+        for step in range(1, 11):
+            grads = [torch.empty_like(p, requires_grad=False).fill_(math.sin(step + i)) for i, p in enumerate(params)]
+            with torch.no_grad():
+                function(params, grads, *moments, counts, has_complex=variant != "fused", **FLAGS[variant], **options)
+        return [*params, *itertools.chain(*moments), *counts]
+
     for decay, amsgrad, maximize in itertools.product(DECAYS.values(), [False, True], [False, True]):
-        runs = []
-        for function in (adamlib.adam, torch_adam):
-            params = awkward_parameters(dtype, fused=variant == "fused")
-            zeros = lambda: [torch.zeros_like(p, requires_grad=False) for p in params.values()]
-            lists = [list(params.values()), None, zeros(), zeros(), zeros() if amsgrad else []]
-            steps = [torch.tensor(0.0) for _ in params]
-            for step in range(1, 11):
-                lists[1] = [
-                    torch.empty_like(p, requires_grad=False).fill_(math.sin(step + i))
-                    for i, p in enumerate(lists[0])
-                ]
-                with torch.no_grad():
-                    function(
-                        *lists,
-                        steps,
-                        **flags,
-                        amsgrad=amsgrad,
-                        has_complex=variant != "fused",
-                        beta1=0.9,
-                        beta2=0.99,
-                        lr=0.01,
-                        eps=1e-8,
-                        maximize=maximize,
-                        **dict(weight_decay=0.0) | decay,
-                    )
-            runs.append([*lists[0], *lists[2], *lists[3], *lists[4], *steps])
-        equal = all(same_bits(x, y) for x, y in zip(*runs, strict=True))
+        options = dict(amsgrad=amsgrad, maximize=maximize, beta1=0.9, beta2=0.99, lr=0.01, eps=1e-8, weight_decay=0.0)
+        options |= decay
+        equal = all(map(same_bits, scenario(adamlib.adam), scenario(torch_adam)))
         tally.add(f"{variant} (function)", equal)
         assert equal, (decay, amsgrad, maximize)
 
@@ -345,29 +314,21 @@ def test_the_function_gives_the_bits_of_torchs_function(variant, dtype, tally):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", [*SAME_BITS, "default"])
 def test_the_same_bits_on_a_cuda_device(variant, dtype, tally):
+    def scenario(cls):
+        params = awkward_parameters(dtype, fused=variant == "fused", device="cuda")
+        return steps_of(cls(params.values(), **options), params)
+
     for decay, amsgrad, maximize in itertools.product(DECAYS.values(), [False, True], [False, True]):
-        p, q = (awkward_parameters(dtype, fused=variant == "fused", device="cuda") for _ in "ab")
         options = dict(amsgrad=amsgrad, maximize=maximize) | decay | FLAGS.get(variant, {})
-        a, b = adamlib.Adam(p.values(), **options), torch.optim.Adam(q.values(), **options)
-        for step in range(1, STEPS + 1):
-            for params, opt in ((p, a), (q, b)):
-                set_gradients(params, step)
-                opt.step()
-        found = differences(a, b, p, q)
-        tally.add(f"{variant} (cuda)", not found)
-        assert not found, options
+        both(tally, f"{variant} (cuda)", scenario)
 
 
 # --- variants that agree bitwise
 
 
-def run(variant, dtype, cls=adamlib.Adam, steps=STEPS, params=None, flags=None, **options):
+def run(variant, dtype, params=None, flags=None, **options):
     params = params or awkward_parameters(dtype, fused=True)
-    opt = cls(params.values(), **(FLAGS[variant] if flags is None else flags), **options)
-    for step in range(1, steps + 1):
-        set_gradients(params, step)
-        opt.step()
-    return params, opt
+    return steps_of(adamlib.Adam(params.values(), **(FLAGS[variant] if flags is None else flags), **options), params)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
