@@ -21,7 +21,7 @@ from comparison import TOLERANCE, as_stored, difference, same_html, same_picture
 
 # The largest difference of a figure of the series between the code paths of tools/paths.py and what is stored, as the
 # run of paths.py printed it (Intel Xeon with AVX-512, torch 2.13.0, numbers stored on the same machine).
-LARGEST_BETWEEN_CODE_PATHS = 0.27
+LARGEST_BETWEEN_CODE_PATHS = 0.50
 
 
 @pytest.mark.parametrize("new, stored", [
