@@ -33,6 +33,10 @@ EXPLAINED = {
         "-torch.exp(k * x) / k → -torch.exp(k * x) * k": "Adam does not see the size of the loss",
     },
     "adamw": {"v → m": "the list of maxima, which nothing reads without amsgrad"},
+    "clip_in_lists": {
+        "total + 1e-06 → total": "torch's guard against 0/0, a millionth of a norm of 1; an answer may guard otherwise",
+        "total + 1e-06 → total - 1e-06": "the same millionth",
+    },
     "reorder": {"0 → 1": "one block more at the start; any order within one launch of the best is right"},
     "safe_capture": {"30001 → 30002": "one step more, long after both averages have settled"},
     "forward_hypergradient": {"1.0 → 2.0": "what stands under a slope that is 0"},
