@@ -982,6 +982,7 @@ def training_loop(library, lr, p0, slope):
     return p.sum()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_transforms_of_torch_func_go_through_a_training_loop():
     """torch's grad over it, too; a batched lr no constructor takes, as it compares it with 0."""
     lr, p0, slope = torch.tensor(0.1), torch.linspace(1, 2, 6).view(2, 3), torch.ones(3)
