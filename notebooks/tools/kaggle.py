@@ -29,7 +29,7 @@ NOBODY = "your-kaggle-name"  # stands in the metadata until a name is known; Kag
 FOLDED = {"cellView": "form", "_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["setup"],
           "slideshow": {"slide_type": "skip"}}  # fmt: skip
 UNPACK = '''
-import base64, pathlib, sys, tempfile
+import base64, importlib.util, pathlib, sys, tempfile
 
 try:  # beside the notebook, where you can open the files
     home = pathlib.Path.cwd()
@@ -44,8 +44,9 @@ for name, text in FILES.items():
     else:
         path.write_bytes(content)
 sys.path.insert(0, str(home))
-import adamlib, course
-if pathlib.Path(adamlib.__file__).parents[1] != home:
+import course
+before = getattr(sys.modules.get("adamlib"), "__file__", None)  # not imported here: 05 must set up Triton first
+if before and pathlib.Path(before).parents[1] != home:
     raise ImportError("Another package named adamlib was imported before: restart the kernel, run this cell first.")
 '''
 

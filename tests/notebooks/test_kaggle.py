@@ -137,7 +137,7 @@ def test_carried_sources_are_the_package_and_readable(built):
     cell = unpacking(built)
     assert cell.metadata["cellView"] == "form" and cell.metadata["_kg_hide-input"]
     names: dict = {}
-    exec(cell.source.rpartition("\nimport base64, pathlib")[0], names)
+    exec(cell.source.rpartition("\nimport base64, importlib")[0], names)
     for above, folder in ((ROOT, "adamlib"), (ROOT / "notebooks", "course"), (ROOT / "notebooks", "recorded")):
         for path in [*(above / folder).rglob("*.py"), *(above / folder).glob("*.json")]:
             assert names["FILES"][path.relative_to(above).as_posix()] == path.read_text(encoding="utf-8")
