@@ -93,7 +93,7 @@ def _code(number, cell):
     if lines > 20:
         yield f"cell {number}: {lines} lines of code; split it (20 at most)"
     widest = max(map(len, cell.source.splitlines()))
-    if widest > WIDEST and "setup" not in tags(cell):
+    if widest > WIDEST:
         yield f"cell {number}: a line of {widest} characters; pages have room for {WIDEST}"
     for output in cell.outputs:
         if output.get("name") == "stderr":

@@ -11,9 +11,9 @@ APPENDICES = ("A_bits", "B_proofs", "C_libraries", "D_inside_the_kernel", "E_man
 EXAMPLE = "notebooks/00_start_here.ipynb"
 
 
-def chapters(folder=NOTEBOOKS):
-    """The notebooks of the series in `folder` (paths): the main line, then the appendices."""
-    return [path for name in MAIN_LINE + APPENDICES if (path := pathlib.Path(folder) / f"{name}.ipynb").is_file()]
+def chapters(folder=NOTEBOOKS, names=MAIN_LINE + APPENDICES):
+    """The notebooks of the series in `folder` (paths), of those names: the main line, then the appendices."""
+    return [path for name in names if (path := pathlib.Path(folder) / f"{name}.ipynb").is_file()]
 
 
 def chapter_path(text):

@@ -19,7 +19,7 @@ import nbformat
 from hygiene import pictures
 from nbconvert import SlidesExporter
 from series import BUILD as BUILDS
-from series import MAIN_LINE, NOTEBOOKS
+from series import MAIN_LINE, chapters
 from traitlets.config import Config
 
 BUILD = BUILDS / "slides"
@@ -168,14 +168,14 @@ def copy_assets(out):
 
 def build(out=BUILD):
     """Write every deck to ``out``, with what it loads."""
-    chapters = [path for name in MAIN_LINE if (path := NOTEBOOKS / f"{name}.ipynb").is_file()]
-    if not chapters:
+    notebooks = chapters(names=MAIN_LINE)
+    if not notebooks:
         sys.exit("no chapters in notebooks/: is this a complete clone?")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     copy_assets(out)
     convert = exporter()
-    for path in chapters:
+    for path in notebooks:
         html, _ = convert.from_notebook_node(
             paginate(nbformat.read(path, as_version=4)), {"metadata": {"name": path.stem.replace("_", " ")}}
         )
