@@ -16,7 +16,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-package test-notebooks paths bench book published figure slides kaggle student clean
+.PHONY: help lab test test-package test-notebooks paths bench book published figure slides kaggle class clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -60,8 +60,8 @@ slides: $(READY)  ## make a reveal.js deck per chapter that projects without net
 kaggle: $(READY)  ## write one self-contained notebook per chapter for Kaggle and Colab, in build/kaggle
 	$(PY) notebooks/tools/kaggle.py
 
-student: $(READY)  ## write the series without solutions, to hand out in class, in build/student
-	$(PY) notebooks/tools/student.py
+class: $(READY)  ## write the files to hand out in class, and the lecturer's, in build/class
+	$(PY) notebooks/tools/class_kit.py
 
 clean:  ## delete what the targets made, the environment too
 	rm -rf .venv build .pytest_cache

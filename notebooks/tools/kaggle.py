@@ -76,15 +76,16 @@ def unpacking_cell(files, number):
             "source": source.rstrip()}
 
 
-def self_contained(path, files, opening=""):
+def self_contained(path, files, opening="", remarks=False):
     """The chapter (a dict, as in the file) so that it needs no other file; links to other chapters become plain titles.
 
-    `opening`: a line of Markdown to stand under its title.
+    `opening`: a line of Markdown to stand under its title; `remarks`: those to the lecturer stay in the metadata.
     """
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for number, cell in enumerate(notebook["cells"]):
         cell["source"] = "".join(cell["source"])
-        cell["metadata"].pop("speaker", None)
+        if not remarks:
+            cell["metadata"].pop("speaker", None)
         if cell["cell_type"] == "markdown":
             cell["source"] = re.sub(r"\[([^\]]*)\]\((?:\w+\.ipynb|README\.md)[^)]*\)", r"*\1*", cell["source"])
         if "setup" in cell["metadata"].get("tags", []):

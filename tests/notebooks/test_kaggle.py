@@ -1,4 +1,5 @@
 """The exported notebooks: self-contained, and each runs alone in an empty folder without network."""
+import ast
 import json
 import os
 import pathlib
@@ -12,8 +13,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
+import class_kit  # noqa: E402
 import kaggle  # noqa: E402
-import student  # noqa: E402
 from series import MAIN_LINE, chapters  # noqa: E402
 
 CHAPTERS = [path.stem for path in chapters()]
@@ -189,35 +190,55 @@ def test_a_source_that_cannot_be_quoted_is_refused(monkeypatch, tmp_path):
         kaggle.package_files()
 
 
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("class")
+    class_kit.build(folder)
+    return folder
+
+
+def names(sources):
+    """The names that these cells give at their top level, and all that they read."""
+    given, read = set(), set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Name):
+                (given if isinstance(node.ctx, ast.Store) else read).add(node.id)
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                given.add(node.name)
+    return given, read
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_student_version_has_no_solution_and_every_exercise(chapter):
-    notebook = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4)
-    solutions = [cell.source for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
-    stubs = [cell.source for cell in notebook.cells if "raise NotImplementedError" in cell.source]
-    handed_out = "\n".join(cell.source for cell in student.without_solutions(notebook).cells)
+def test_students_get_every_exercise_and_nothing_that_answers_it(kit, chapter):
+    ours = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4).cells
+    handed_out = nbformat.read(kit / "students" / f"{chapter}.ipynb", as_version=4).cells
+    solutions = [cell.source for cell in ours if "solution" in cell.metadata.get("tags", [])]
     assert solutions or chapter not in MAIN_LINE
-    assert not any(solution in handed_out for solution in solutions)
-    assert all(stub in handed_out for stub in stubs)
-    assert not any(cell.get("outputs") for cell in notebook.cells)
+    kept = [cell.source for cell in handed_out if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", [])]
+    assert kept == [c.source for c in ours if c.cell_type == "code" and not {"setup", "solution"} & {*c.metadata.get("tags", [])}]
+    assert not any(cell.get("outputs") or "speaker" in cell.metadata for cell in handed_out)
+    assert not any(re.search(r"\]\((?!https?:|#|mailto:)", c.source) for c in handed_out if c.cell_type == "markdown")
+    only_in_solutions = names(solutions)[0] - names(kept)[0]
+    assert not only_in_solutions & names(kept)[1], "a cell needs what a solution defines"
 
 
-def test_student_folder_is_complete(monkeypatch, tmp_path):
-    monkeypatch.setattr(student, "ROOT", tmp_path)
-    monkeypatch.setattr(student, "BUILD", tmp_path / "build" / "student")
-    for name in ("adamlib", "notebooks"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    student.main([])
-    for path in student.BUILD.glob("*.ipynb"):
-        for cell in nbformat.read(path, as_version=4).cells:
-            links = re.findall(r"\]\(([^)\s#:]+)\)", cell.source) if cell.cell_type == "markdown" else []
-            for target in links:
-                assert (student.BUILD / target).exists(), f"{path.name} points to {target}, which is not handed out"
-    recorded = [path.name for path in (ROOT / "notebooks" / "recorded").iterdir()]
-    assert sorted(recorded) == sorted(path.name for path in (student.BUILD / "recorded").iterdir())
-    assert (student.BUILD / "course" / "digits.npz").is_file()
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_lecturer_gets_solutions_outputs_and_remarks(kit, chapter):
+    ours = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4).cells
+    cells = nbformat.read(kit / "lecturer" / f"{chapter}.ipynb", as_version=4).cells
+    remarks = [cell for cell in cells if cell.source.startswith("> **To the lecturer.**")]
+    assert len(remarks) == sum("speaker" in cell.metadata for cell in ours) and len(cells) == len(ours) + len(remarks)
+    assert sum(bool(cell.get("outputs")) for cell in cells) == sum(bool(cell.get("outputs")) for cell in ours)
 
 
-def test_student_takes_no_arguments(capsys):
+def test_the_class_kit_says_how_to_open_it_and_needs_nothing_else(kit):
+    listed = (kit / "students" / "requirements.txt").read_text(encoding="utf-8").split("\n")
+    assert "jupyterlab" in listed and any(line.startswith("torch>=") for line in listed)
+    assert (kit / "students" / "LICENSE").is_file() and "Colab" in (kit / "students" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_class_kit_takes_no_arguments(capsys):
     with pytest.raises(SystemExit):
-        student.main(["chapter"])
+        class_kit.main(["chapter"])
     assert "unrecognized arguments: chapter" in capsys.readouterr().err
