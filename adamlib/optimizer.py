@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .functional import (
-    FLAGS, Step, choose, count, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
-)
+from .functional import FLAGS, Step, choose, count, look, refuse_combinations, take, to_scalar, to_scaler
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
 FORMER_DEFAULTS = {
@@ -64,20 +62,14 @@ class Adam(Optimizer):
                 param_group["betas"] = betas
         super().add_param_group(param_group)
 
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """What a GradScaler asks: may it leave unscaling and skipping to the step? Yes, if all groups are fused, and
-        nobody has set another answer, as can be done with torch's optimizers; deleting it is answering no."""
-        answer = vars(self).get("_amp_answer")
-        return all(group["fused"] for group in self.param_groups) if answer is None else answer
-
-    @_step_supports_amp_scaling.setter
-    def _step_supports_amp_scaling(self, answer: bool) -> None:
-        self._amp_answer = answer
-
-    @_step_supports_amp_scaling.deleter
-    def _step_supports_amp_scaling(self) -> None:
-        self._amp_answer = False
+    # What a GradScaler asks: may it leave unscaling and skipping to the step? Yes, if all groups are fused, and nobody
+    # has set another answer, as can be done with torch's optimizers; deleting it is answering no.
+    _amp_answer = None
+    _step_supports_amp_scaling = property(
+        lambda self: all(g["fused"] for g in self.param_groups) if self._amp_answer is None else self._amp_answer,
+        lambda self, answer: setattr(self, "_amp_answer", answer),
+        lambda self: setattr(self, "_amp_answer", False),
+    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
@@ -98,10 +90,8 @@ class Adam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        if compiling and any(group["fused"] or group["differentiable"] for group in self.param_groups):
-            outside_a_graph(self._take_step)()
-        else:
-            self._take_step()
+        outside = compiling and any(group["fused"] or group["differentiable"] for group in self.param_groups)
+        (torch.compiler.disable(self._take_step) if outside else self._take_step)()
         return loss
 
     def _take_step(self) -> None:
@@ -135,19 +125,19 @@ class Adam(Optimizer):
         for group in self.param_groups:
             lists = [], [], [], [], [], []
             self._init_group(group, *lists)
-            steps += choose(lists, group, scaler, partial(self._name, group))
-        if not torch.compiler.is_compiling():
-            look(steps)
+            steps += choose(lists, group, scaler, self._name)
+        look(steps)
         return steps
 
     def _prepare_triton(self, steps: list[Step], scaler: dict[str, Tensor]) -> Callable[[], None]:
         from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
 
         self._triton = self._triton or FusedTriton()
-        return self._triton.prepare([
-            GroupLists(*lists, **options, name=lambda i, name=name, params=lists[0]: name(params[i]))
-            for _, lists, options, name in steps
-        ], **scaler)
+        groups = [
+            GroupLists(*lists, **options, name=lambda i, params=lists[0]: self._name(params[i]))
+            for _, lists, options, _ in steps
+        ]
+        return self._triton.prepare(groups, **scaler)
 
     def _place_counts(self) -> bool:
         """Bring counts where the groups' flags want them now; whether one was elsewhere."""
@@ -159,12 +149,14 @@ class Adam(Optimizer):
                     moved |= self.state[p]["step"] is not entry["step"]
         return moved
 
-    def _name(self, group: dict[str, Any], param: Tensor) -> str:
-        """What messages call a parameter: its place in the group, its name and its group where there are such."""
-        place = next((i for i, p in enumerate(group["params"]) if p is param), "(not of this group)")
-        named = f" ({group['param_names'][place]})" if "param_names" in group else ""
-        index = next(i for i, other in enumerate(self.param_groups) if other is group)
-        return f"parameter {place}{named}" + f" of group {index}" * (len(self.param_groups) > 1)
+    def _name(self, param: Tensor) -> str:
+        """What messages call a parameter: its place in its group, its name and its group where there are such."""
+        for index, group in enumerate(self.param_groups):
+            for place, p in enumerate(group["params"]):
+                if p is param:
+                    named = f" ({group['param_names'][place]})" if "param_names" in group else ""
+                    return f"parameter {place}{named}" + f" of group {index}" * (len(self.param_groups) > 1)
+        return "a parameter that is in no group"
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
         """Fill the lists with the parameters that have a gradient, and their state, made where there is none yet.
@@ -239,17 +231,14 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     why = "as a Tensor is not supported for capturable=False and foreach=True"
     if isinstance(lr, Tensor) and no_tensors:
         raise ValueError(f"lr {why}")
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
-    if not 0.0 <= lr:
+    if not 0.0 <= to_scalar(lr, "lr"):
         raise ValueError(f"Invalid learning rate: {lr}")
     if not 0.0 <= group["eps"]:
         raise ValueError(f"Invalid epsilon value: {group['eps']}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, (beta1, beta2), but got {len(betas)}: {betas}")
+    betas = tuple(to_scalar(beta, f"betas[{i}]") for i, beta in enumerate(betas))
     for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor) and beta.numel() != 1:
-            raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
     if not 0.0 <= group["weight_decay"]:
@@ -261,57 +250,51 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     if fused not in (None, True, False, "triton"):
         raise ValueError(f"Invalid fused value: {fused!r}. Use True, False, None or 'triton'")
     refuse_combinations(group["foreach"], group["differentiable"], fused)
-    return tuple(map(to_scalar, betas))
+    return betas
 
 
 def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """A new entry of the state from what there is of one: moments are made, the count comes where the flags want it.
+    """A new entry of the state from what there is of one: moments are made, and the count is put where the group's
+    flags want it now; a checkpoint, a flag or the user may have moved it.
 
-    Made outside of inference mode: what is made inside could never be written outside again.
+    A count is in float32 (the kernels read a float; exact to 2²⁴ steps), in torch's way float64 where that is the
+    default dtype. Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, then they stand
+    still. All is made outside of inference mode: what is made inside could never be written outside again.
     """
     with torch.inference_mode(False):
         zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
-        entry = entry or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
-        entry = {**entry, "step": place_step(entry["step"], param, group)}
+        entry = dict(entry) or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
-    return entry
-
-
-def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Tensor:
-    """A count as the group's flags want it now; a checkpoint, a flag or the user may have moved it.
-
-    float32 (the kernels read a float; exact to 2²⁴ steps), in torch's way float64 where that is the default dtype.
-    Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, and then stand still.
-    """
-    if not isinstance(step, Tensor):
-        wide = torch.get_default_dtype() == torch.float64
-        step = torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32, device="cpu")
-    device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
-    dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
-    if step.numel() != 1 or step.is_meta or step.device == device and step.dtype == dtype and not step.dim():
-        return step  # what cannot be a count is for the step to refuse, which knows the parameter's name
-    return step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
+        step = entry["step"]
+        if not isinstance(step, Tensor):
+            wide = torch.get_default_dtype() == torch.float64
+            step = torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32, device="cpu")
+        device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+        dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
+        elsewhere = step.device != device or step.dtype != dtype or step.dim()
+        if elsewhere and step.numel() == 1 and not step.is_meta:  # else the step refuses it, by its parameter's name
+            step = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
+        return {**entry, "step": step}
 
 
 def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
-    """A parameter's loaded state, checked, its count where the group's flags want it, its tensors our own."""
+    """A parameter's loaded state, checked and completed, with `copy` its tensors our own."""
     at = f"loaded state dict: the state of parameter {where}"
     if not isinstance(entry, dict):
         raise ValueError(f"{at} is {type(entry).__name__}, not a dict")
-    own = dict(entry)
     for key in ("step", "exp_avg", "exp_avg_sq"):
-        if key not in own:
-            raise ValueError(f"{at} has no {key!r} (it has {sorted(own)}); was it saved by another optimizer?")
-    for key, value in own.items():
+        if key not in entry:
+            raise ValueError(f"{at} has no {key!r} (it has {sorted(entry)}); was it saved by another optimizer?")
+    for key, value in entry.items():
         shape = getattr(value, "shape", ())
         if key.endswith(("exp_avg", "exp_avg_sq")) and (not isinstance(value, Tensor) or shape != param.shape):
             raise ValueError(f"{at}: {key} has shape {tuple(shape)}, the parameter {tuple(param.shape)}; "
                              "load it into the model it was saved from")
-        if copy and isinstance(value, Tensor):
-            own[key] = value.clone(memory_format=torch.preserve_format)
-    step = own["step"]
+    step = entry["step"]
     if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))) or not step >= 0:
         raise ValueError(f"{at}: step must be one number, 0 or more, but it is {step!r}")
-    own["step"] = place_step(step, param, group)
-    return own
+    if copy:
+        clone = partial(torch.clone, memory_format=torch.preserve_format)
+        entry = {key: clone(value) if isinstance(value, Tensor) else value for key, value in entry.items()}
+    return complete(entry, param, group)
