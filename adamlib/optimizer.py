@@ -24,7 +24,7 @@ class Adam(Optimizer):
         eps: ε, added to √v̂, in units of the gradient.
         weight_decay: λ. Added to the gradient as λθ (L2) or, with decoupled_weight_decay, as in AdamW: θ ← (1 − αλ)θ.
         amsgrad: divide by the running maximum of v (as torch does: the maximum before bias correction).
-        foreach, fused: which way. Neither: foreach on an accelerator, else the for-loop. fused="triton": our own kernel.
+        foreach, fused: which way. Neither: foreach on an accelerator, else the for-loop. fused="triton": our kernel.
         maximize: step up the gradient instead of down.
         capturable: nothing is read on the host, so that a CUDA graph can replay the step. Every device.
         differentiable: autograd goes through the step; parameters may be non-leaf tensors.
