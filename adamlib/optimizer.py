@@ -7,15 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .functional import (
-    FLAGS, Step, choose, count, look, outside_a_graph, refuse_combinations, take, to_scalar, to_scaler,
-)
+from .functional import FLAGS, Step, choose, count, look, refuse_combinations, take, to_scalar, to_scaler
 
 # Options that checkpoints of older torch versions lack, and what they meant then.
-FORMER_DEFAULTS = {
-    "amsgrad": False, "maximize": False, "foreach": None, "capturable": False,
-    "differentiable": False, "decoupled_weight_decay": False, "fused": None,
-}
+FORMER_DEFAULTS = dict(amsgrad=False, maximize=False, foreach=None, capturable=False, differentiable=False,
+                       decoupled_weight_decay=False, fused=None)
 
 
 class Adam(Optimizer):
@@ -23,18 +19,15 @@ class Adam(Optimizer):
 
     Args:
         params: tensors, (name, tensor) pairs, or dicts with "params" and options of that group.
-        lr: α, the step size in units of the parameter. A 1-element tensor is read at every step; with
-            foreach=True it needs capturable=True.
+        lr: α, the step size in units of θ. A 1-element tensor is read at every step (foreach: only if capturable).
         betas: decay rates (β₁, β₂) of the two averages, in [0, 1): two floats or two 1-element tensors.
         eps: ε, added to √v̂, in units of the gradient.
-        weight_decay: λ. Added to the gradient as λθ (L2), or, decoupled, multiplied in: θ ← (1 − αλ)θ.
+        weight_decay: λ. Added to the gradient as λθ (L2) or, with decoupled_weight_decay, as in AdamW: θ ← (1 − αλ)θ.
         amsgrad: divide by the running maximum of v (as torch does: the maximum before bias correction).
-        foreach, fused: which implementation. Neither: foreach on an accelerator, the for-loop elsewhere.
-            fused="triton" is adamlib's own kernel.
+        foreach, fused: which way. Neither: foreach on an accelerator, else the for-loop. fused="triton": our kernel.
         maximize: step up the gradient instead of down.
         capturable: nothing is read on the host, so that a CUDA graph can replay the step. Every device.
         differentiable: autograd goes through the step; parameters may be non-leaf tensors.
-        decoupled_weight_decay: decay as in AdamW (Loshchilov & Hutter 2019), with λ multiplied by α.
 
     Raises ValueError, TypeError or RuntimeError, as torch does. A step of all groups is the for-loop's, to rounding, or
     it raises before a parameter, a moment or a count has changed.
@@ -64,115 +57,90 @@ class Adam(Optimizer):
                 param_group["betas"] = betas
         super().add_param_group(param_group)
 
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """What a GradScaler asks: may it leave unscaling and skipping to the step? Yes, if all groups are fused, and
-        nobody has set another answer, as can be done with torch's optimizers; deleting it is answering no."""
-        answer = vars(self).get("_amp_answer")
-        return all(group["fused"] for group in self.param_groups) if answer is None else answer
-
-    @_step_supports_amp_scaling.setter
-    def _step_supports_amp_scaling(self, answer: bool) -> None:
-        self._amp_answer = answer
-
-    @_step_supports_amp_scaling.deleter
-    def _step_supports_amp_scaling(self) -> None:
-        self._amp_answer = False
+    # What a GradScaler asks: may it leave unscaling and skipping to the step? Yes, if all groups are fused, and nobody
+    # has set another answer, as can be done with torch's optimizers; deleting it is answering no.
+    _step_supports_amp_scaling = property(
+        lambda self: vars(self).get("_amp_answer", all(group["fused"] for group in self.param_groups)),
+        lambda self, answer: vars(self).update(_amp_answer=answer),
+        lambda self: vars(self).update(_amp_answer=False),
+    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
         """Take one step; with a closure, evaluate it first (with gradients on) and return its value.
 
-        Every group is looked at before one is stepped. Under torch.compile the step is one graph, in the capturable
-        form; fused and differentiable steps stay outside of it and run as always.
+        Under torch.compile the step is one graph, in the capturable form; fused and differentiable steps stay outside.
         """
         compiling = torch.compiler.is_compiling()
         capturing = not compiling and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         if capturing and not all(group["capturable"] for group in self.param_groups):
-            raise RuntimeError(
-                f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
-                "param_groups' capturable is False: its count would be frozen. Construct it with capturable=True"
-            )
+            raise RuntimeError(f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
+                               "param_groups' capturable is False: its count would be frozen. Construct it with "
+                               "capturable=True")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-
-        if compiling and any(group["fused"] or group["differentiable"] for group in self.param_groups):
-            outside_a_graph(self._take_step)()
-        else:
-            self._take_step()
+        outside = compiling and any(group["fused"] or group["differentiable"] for group in self.param_groups)
+        (torch.compiler.disable(self._take_step) if outside else self._take_step)()
         return loss
 
     def _take_step(self) -> None:
         scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         if torch.compiler.is_compiling():
             steps = self._choose(scaler)
-            take(steps, count(steps))
+            take(steps, count(steps, self._name))
             return
         before = self.state.copy()  # entries are made and exchanged, never changed, so this is all of it
         try:
-            try:
-                steps = self._choose(scaler)
-            except RuntimeError:
-                if not self._place_counts():
-                    raise
-                steps = self._choose(scaler)
-            plain, ours = [s for s in steps if s.variant in FLAGS], [s for s in steps if s.variant not in FLAGS]
-            launch = self._prepare_triton(ours, scaler) if ours else None
-            ts = count(plain)
+            steps = self._choose(scaler)
+            plain, ours = [s for s in steps if s[0] in FLAGS], [s for s in steps if s[0] not in FLAGS]
+            launch = self._prepare_triton(ours, scaler) if ours else lambda: None
+            ts = count(plain, self._name)
         except Exception:
             self.state.clear()
             self.state.update(before)
             raise
         take(plain, ts, follow=True)
-        if launch is not None:
-            launch()
+        launch()
 
     def _choose(self, scaler: dict[str, Tensor]) -> list[Step]:
-        """The steps of all groups, looked at."""
+        """The steps of all groups, looked at, and anew where a count is elsewhere than its group's flags want it."""
         steps = []
         for group in self.param_groups:
             lists = [], [], [], [], [], []
             self._init_group(group, *lists)
-            steps += choose(lists, group, scaler, partial(self._name, group))
-        if not torch.compiler.is_compiling():
-            look(steps)
+            steps += choose(lists, group, scaler, self._name)
+        try:
+            look(steps, self._name)
+        except RuntimeError:
+            placed = {p: complete(self.state[p], p, group) for group in self.param_groups for p in group["params"]
+                      if self.state.get(p)}
+            if all(entry["step"] is self.state[p]["step"] for p, entry in placed.items()):
+                raise
+            self.state.update(placed)
+            return self._choose(scaler)
         return steps
 
     def _prepare_triton(self, steps: list[Step], scaler: dict[str, Tensor]) -> Callable[[], None]:
         from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
 
         self._triton = self._triton or FusedTriton()
-        return self._triton.prepare([
-            GroupLists(*lists, **options, name=lambda i, name=name, params=lists[0]: name(params[i]))
-            for _, lists, options, name in steps
-        ], **scaler)
+        return self._triton.prepare([GroupLists(*lists, **options) for _, lists, options in steps], **scaler)
 
-    def _place_counts(self) -> bool:
-        """Bring counts where the groups' flags want them now; whether one was elsewhere."""
-        moved = False
-        for group in self.param_groups:
-            for p in group["params"]:
-                if entry := self.state.get(p):
-                    self.state[p] = complete(entry, p, group)
-                    moved |= self.state[p]["step"] is not entry["step"]
-        return moved
-
-    def _name(self, group: dict[str, Any], param: Tensor) -> str:
-        """What messages call a parameter: its place in the group, its name and its group where there are such."""
-        place = next((i for i, p in enumerate(group["params"]) if p is param), "(not of this group)")
-        named = f" ({group['param_names'][place]})" if "param_names" in group else ""
-        index = next(i for i, other in enumerate(self.param_groups) if other is group)
-        return f"parameter {place}{named}" + f" of group {index}" * (len(self.param_groups) > 1)
+    def _name(self, param: Tensor) -> str:
+        """What messages call a parameter: its place in its group, its name and its group where there are such."""
+        for index, group in enumerate(self.param_groups):
+            for place, p in enumerate(group["params"]):
+                if p is param:
+                    named = f" ({group['param_names'][place]})" if "param_names" in group else ""
+                    return f"parameter {place}{named}" + f" of group {index}" * (len(self.param_groups) > 1)
+        return "a parameter that is in no group"
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
-        """Fill the lists with the parameters that have a gradient, and their state, made where there is none yet.
+        """Fill the lists with the parameters that have a gradient, and their state; is one of them complex?
 
-        State: `step`, a 0-dim count; `exp_avg` m and `exp_avg_sq` v, zeros like the parameter; with amsgrad
-        `max_exp_avg_sq`, zeros (also where amsgrad was switched on later: the maximum is taken from then on).
-        Name and form are torch's: torch.compile runs this method outside its graph (torch/_dynamo/variables/
-        optimizer.py), and subclasses override it. Returns whether a parameter is complex.
+        Form and name are torch's: its compiler runs this outside the graph (torch/_dynamo/variables/optimizer.py).
         """
         state, amsgrad = self.state, group["amsgrad"]
         for p in group["params"]:
@@ -192,8 +160,8 @@ class Adam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint, a pickle, or a part of one: complete it, check it, and only then make it our own."""
         loaded = state.keys() == {"state", "param_groups"}  # by load_state_dict: tensors may still be the caller's
-        groups = state["param_groups"] if "param_groups" in state else self.param_groups
-        entries = (state["state"] if "state" in state else self.state).copy()
+        state = {**vars(self), **state}
+        groups, entries = state["param_groups"], state["state"].copy()
         for i, group in enumerate(groups):
             for option, former in FORMER_DEFAULTS.items():
                 group.setdefault(option, former)
@@ -204,7 +172,7 @@ class Adam(Optimizer):
             for j, param in enumerate(group["params"]):
                 if entries.get(param):
                     entries[param] = own_entry(entries[param], param, group, f"{j} of group {i}", copy=loaded)
-        super().__setstate__({**state, "param_groups": groups, "state": entries})
+        super().__setstate__({**state, "state": entries})
         self._triton = None
 
 
@@ -229,89 +197,72 @@ class AdamW(Adam):
 
 
 def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tensor, float | Tensor]:
-    """Check the options of a group, in torch's order and with its exception types; return the betas, 0-dim.
+    """Check the options of a group, with torch's words and exception types; return the betas, 0-dim.
 
-    loaded: from a checkpoint, where betas may differ in type: older torch took (0, 0.99), and a schedule that
-    cycles β₁ leaves a float beside a tensor.
+    In what is `loaded`, betas may differ in type: older torch took (0, 0.99), a cycled β₁ is a float beside a tensor.
     """
     lr, betas, fused = group["lr"], group["betas"], group["fused"]
-    no_tensors = group["foreach"] and not group["capturable"]
-    why = "as a Tensor is not supported for capturable=False and foreach=True"
-    if isinstance(lr, Tensor) and no_tensors:
-        raise ValueError(f"lr {why}")
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
-    if not 0.0 <= lr:
+    refuse_combinations(group)
+    if not 0.0 <= to_scalar(lr, "lr"):
         raise ValueError(f"Invalid learning rate: {lr}")
     if not 0.0 <= group["eps"]:
         raise ValueError(f"Invalid epsilon value: {group['eps']}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, (beta1, beta2), but got {len(betas)}: {betas}")
+    betas = tuple(to_scalar(beta, f"betas[{i}]") for i, beta in enumerate(betas))
     for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor) and beta.numel() != 1:
-            raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
     if not 0.0 <= group["weight_decay"]:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
     if not (loaded or all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
         raise ValueError("betas must be either both floats or both Tensors")
-    if isinstance(betas[0], Tensor) and no_tensors:
-        raise ValueError(f"betas[0] {why}")
     if fused not in (None, True, False, "triton"):
         raise ValueError(f"Invalid fused value: {fused!r}. Use True, False, None or 'triton'")
-    refuse_combinations(group["foreach"], group["differentiable"], fused)
-    return tuple(map(to_scalar, betas))
+    return betas
 
 
 def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """A new entry of the state from what there is of one: moments are made, the count comes where the flags want it.
+    """A new entry of the state from what there is of one: moments are made (with amsgrad switched on later, the maximum
+    is taken from then on), and the count is put where the group's flags, which may change, want it.
 
+    A count is float32 (the kernels read a float; exact to 2²⁴ steps), in torch's way float64 where that is the default
+    dtype. Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, then they stand still.
     Made outside of inference mode: what is made inside could never be written outside again.
     """
     with torch.inference_mode(False):
         zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
-        entry = entry or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
-        entry = {**entry, "step": place_step(entry["step"], param, group)}
+        entry = dict(entry) or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
-    return entry
-
-
-def place_step(step: Tensor | float, param: Tensor, group: dict[str, Any]) -> Tensor:
-    """A count as the group's flags want it now; a checkpoint, a flag or the user may have moved it.
-
-    float32 (the kernels read a float; exact to 2²⁴ steps), in torch's way float64 where that is the default dtype.
-    Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, and then stand still.
-    """
-    if not isinstance(step, Tensor):
-        wide = torch.get_default_dtype() == torch.float64
-        step = torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32, device="cpu")
-    device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
-    dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
-    if step.numel() != 1 or step.is_meta or step.device == device and step.dtype == dtype and not step.dim():
-        return step  # what cannot be a count is for the step to refuse, which knows the parameter's name
-    return step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
+        step = entry["step"]
+        if not isinstance(step, Tensor):
+            wide = torch.get_default_dtype() == torch.float64
+            step = torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32, device="cpu")
+        device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+        dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
+        elsewhere = step.device != device or step.dtype != dtype or step.dim()
+        if elsewhere and step.numel() == 1 and not step.is_meta:  # else the step refuses it, by its parameter's name
+            step = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
+        return {**entry, "step": step}
 
 
 def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: bool) -> dict[str, Any]:
-    """A parameter's loaded state, checked, its count where the group's flags want it, its tensors our own."""
+    """A parameter's loaded state, checked and completed, with `copy` its tensors our own."""
     at = f"loaded state dict: the state of parameter {where}"
     if not isinstance(entry, dict):
         raise ValueError(f"{at} is {type(entry).__name__}, not a dict")
-    own = dict(entry)
-    for key in ("step", "exp_avg", "exp_avg_sq"):
-        if key not in own:
-            raise ValueError(f"{at} has no {key!r} (it has {sorted(own)}); was it saved by another optimizer?")
-    for key, value in own.items():
+    if missing := {"step", "exp_avg", "exp_avg_sq"} - entry.keys():
+        raise ValueError(f"{at} has no {sorted(missing)} (it has {sorted(entry)}); was it saved by another optimizer?")
+    for key, value in entry.items():
         shape = getattr(value, "shape", ())
         if key.endswith(("exp_avg", "exp_avg_sq")) and (not isinstance(value, Tensor) or shape != param.shape):
             raise ValueError(f"{at}: {key} has shape {tuple(shape)}, the parameter {tuple(param.shape)}; "
                              "load it into the model it was saved from")
-        if copy and isinstance(value, Tensor):
-            own[key] = value.clone(memory_format=torch.preserve_format)
-    step = own["step"]
+    step = entry["step"]
     if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))) or not step >= 0:
         raise ValueError(f"{at}: step must be one number, 0 or more, but it is {step!r}")
-    own["step"] = place_step(step, param, group)
-    return own
+    if copy:
+        clone = partial(torch.clone, memory_format=torch.preserve_format)
+        entry = {key: clone(value) if isinstance(value, Tensor) else value for key, value in entry.items()}
+    return complete(entry, param, group)
