@@ -76,7 +76,8 @@ def table(report: dict) -> str:
                 f"  {_label(row):28}{torchs * 1e3:9.3f}{ours * 1e3:10.3f} ms"
                 + " {1:6.2f} [{0:.2f}, {2:.2f}]".format(*row["ratio"])
                 + f"{100 * row['limit_seconds'] / torchs:9.0f} → {100 * row['limit_seconds'] / ours:3.0f}"
-                + "{:13.2f} → {:4.2f}".format(*temporary)
+                # a replayed graph allocates nothing: its temporaries lie in the graph's own memory
+                + ("{:13.2f} → {:4.2f}".format(*temporary) if row["mode"] == "eager" else " " * 20)
                 + f"   {'torch twice' if noise else 'same' if row['same_bits'] else 'differ'}"
                 + (" *" if row["disturbed"] else "")
             )
