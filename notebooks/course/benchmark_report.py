@@ -13,7 +13,7 @@ import torch
 def hardware(device: str) -> dict:
     """Names and sizes of what the benchmark runs on."""
     model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpuinfo:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
         model = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), model)
     found = {"cpu": model, "vectors": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -49,7 +49,7 @@ def software() -> dict:
 def _output(*command: str) -> str | None:
     """What a command prints, or None where it is missing or fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

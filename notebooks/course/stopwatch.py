@@ -119,7 +119,7 @@ def _busy_seconds() -> float | None:
     ``steal`` is work of other guests on the same hardware, so it counts.
     """
     try:
-        with open("/proc/stat") as stat:
+        with open("/proc/stat", encoding="ascii") as stat:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
     except OSError:
         return None

@@ -129,13 +129,13 @@ def test_load_of_others_is_what_was_not_this_process(monkeypatch):
 def test_busy_seconds_reads_proc_stat(monkeypatch, tmp_path):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 20 30 4000 500 6 7 8 90 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n", encoding="utf-8")
-    monkeypatch.setattr("builtins.open", lambda name, real=open: real(stat))
+    monkeypatch.setattr("builtins.open", lambda name, encoding, real=open: real(stat, encoding=encoding))
     monkeypatch.setattr(stopwatch.os, "sysconf", lambda _: 100, raising=False)
     assert stopwatch._busy_seconds() == pytest.approx((100 + 20 + 30 + 6 + 7 + 8) / 100)
 
 
 def test_without_proc_stat_every_round_counts(monkeypatch):
-    def missing(name):
+    def missing(name, encoding):
         raise FileNotFoundError(name)
 
     monkeypatch.setattr("builtins.open", missing)
