@@ -22,6 +22,11 @@ from exercise_reports import caught, stub, unfinished
 import adamlib
 from adamlib.theory.algorithm1 import algorithm1
 from course import exercises
+from course.exercises import c_libraries as libraries
+from course.exercises import ch05_fused_cuda as ch05
+from course.exercises import ch06_capturable as ch06
+from course.exercises import ch07_differentiable as ch07
+from course.exercises import ch09_errata as ch09
 from course.parameter_sets import SETS
 
 MODULES = {
@@ -34,18 +39,6 @@ CHECKS = {
     for name, one in vars(module).items()
     if not name.startswith("_") and hasattr(one, "__wrapped__") and one.__module__ == module.__name__
 }
-ch01, ch02, ch05, ch06, ch07, ch09, libraries = (
-    MODULES[name]
-    for name in (
-        "ch01_math",
-        "ch02_step_bound",
-        "ch05_fused_cuda",
-        "ch06_capturable",
-        "ch07_differentiable",
-        "ch09_errata",
-        "c_libraries",
-    )
-)
 ANSWERS = {}
 
 
@@ -78,8 +71,7 @@ answers(
     right=[lambda lr, eps, batch: [lr, batch * eps]],
     wrong={
         "lr divided, as for gradient descent": (
-            lambda lr, eps, batch: (lr / batch, eps),
-            "which ε gives the old Δ back",
+            lambda lr, eps, batch: (lr / batch, eps), "which ε gives the old Δ back",
         ),
         "the one batch of the text": (lambda lr, eps, batch: (lr, eps * 256), "for_summed_loss(0.001, 1e-08, 32)"),
         "negative": (lambda lr, eps, batch: (lr, -eps * batch), "Adam refuses a negative lr or ε"),
@@ -154,8 +146,7 @@ answers(
     right=[average_by_weights, lambda g, b: average(g, b, lambda b: 1 - math.prod(b))],
     wrong={
         "today's β to the power t": (
-            lambda g, b: average(g, b, lambda b: 1 - b[-1] ** len(b)),
-            "the sum of the weights",
+            lambda g, b: average(g, b, lambda b: 1 - b[-1] ** len(b)), "the sum of the weights",
         ),
         "no correction": (lambda g, b: average(g, b, lambda b: 1), "the sum of the weights"),
         "only the last one": (lambda g, b: average_by_weights(g, b)[-1], "shape [4]"),
@@ -206,13 +197,11 @@ answers(
     right=[zeros_by_halves],
     wrong={
         "only the first step after": (
-            lambda *given: zeros_by_halves(*given, count=1),
-            "the largest of *all* later steps",
+            lambda *given: zeros_by_halves(*given, count=1), "the largest of *all* later steps",
         ),
         "counts the first gradient too": (lambda *given: zeros_by_halves(*given) + 1, "86"),
         "the number at the defaults": (
-            lambda level, β1, β2: 252 if level > 3 else 85,
-            "nothing may stay at the defaults",
+            lambda level, β1, β2: 252 if level > 3 else 85, "nothing may stay at the defaults",
         ),
     },
 )
@@ -291,13 +280,11 @@ answers(
     right=[rest_point_by_bisection],
     wrong={
         "ε beside the decay of L2": (
-            lambda g, w, e, d: -g / (abs(g) + e) / w if d else -g / (w + e),
-            "L2 does not feel ε",
+            lambda g, w, e, d: -g / (abs(g) + e) / w if d else -g / (w + e), "L2 does not feel ε",
         ),
         "an ε of its own": (lambda g, w, e, d: -g / (abs(g) + 1e-8) / w if d else -g / w, "take the one you are given"),
         "divides 0 by 0": (
-            lambda g, w, e, d: -g / abs(g) / w if d else -g / w,
-            "ε: here it is as large as the gradient",
+            lambda g, w, e, d: -g / abs(g) / w if d else -g / w, "ε: here it is as large as the gradient",
         ),
     },
 )
@@ -327,8 +314,7 @@ answers(
         "torch's maximum, of the raw v": (lambda *a, **o: corrected_max_step(*a, **o, raw=True), "top after step 1"),
         "out of place": (lambda *a, **o: corrected_max_step(*a, **o, out=False), "gives a new tensor the name m"),
         "decay into the caller's gradient": (
-            lambda *a, **o: corrected_max_step(*a, **o, own=False),
-            "use add, not add_",
+            lambda *a, **o: corrected_max_step(*a, **o, own=False), "use add, not add_",
         ),
     },
 )
@@ -422,13 +408,11 @@ answers(
     wrong={  # a class can go wrong in more places than a function
         "L2": (changed(decay=lambda self, param, grad, lr, decay: grad.add(param, alpha=decay)), "L2 or decoupled?"),
         "L2 into the gradient": (
-            changed(decay=lambda self, p, grad, lr, decay: grad.add_(p, alpha=decay)),
-            "step() only reads it",
+            changed(decay=lambda self, p, grad, lr, decay: grad.add_(p, alpha=decay)), "step() only reads it",
         ),
         "a count that stays a tensor": (changed(count=lambda self, step: step), "step'].item()"),
         "reads defaults, not groups": (
-            changed(options=lambda self, group: self.defaults),
-            "a group has its own options",
+            changed(options=lambda self, group: self.defaults), "a group has its own options",
         ),
         "one count for all tensors": (
             changed(count=lambda self, step: max(float(state["step"]) for state in self.state.values())),
@@ -489,8 +473,7 @@ answers(
     wrong={
         "L2 in place": (lambda size, w, d, *o: counted_bytes(size, w, bool(w), *o), "L2: add reads g and p"),
         "a decay of 0 costs": (
-            lambda size, w, d, *o: counted_bytes(size, 1.0 if d else w, d, *o),
-            "the flag alone adds no line",
+            lambda size, w, d, *o: counted_bytes(size, 1.0 if d else w, d, *o), "the flag alone adds no line",
         ),
         "always float32": (lambda size, *o: counted_bytes(4, *o), "a float64 has 8 bytes"),
     },
@@ -501,12 +484,10 @@ answers(
     wrong={
         "each tensor by itself": (clip_each, "the norm of all gradients together"),
         "asks the norm with if": (
-            lambda g, n: clip(g, n, lambda norm, n: n / norm if norm > n else 1.0),
-            ".item(), float() or `if`",
+            lambda g, n: clip(g, n, lambda norm, n: n / norm if norm > n else 1.0), ".item(), float() or `if`",
         ),
         "asks the norm with tolist": (
-            lambda g, n: clip(g, n, lambda norm, n: min(1.0, n / (norm.tolist() + 1e-6))),
-            "meta",
+            lambda g, n: clip(g, n, lambda norm, n: min(1.0, n / (norm.tolist() + 1e-6))), "meta",
         ),
         "new tensors in the old list": (clip_new_list, "with an underscore at its end"),
         "a loop over the tensors": (clip_in_a_loop, "take all of them at once"),
@@ -562,8 +543,7 @@ answers(
     wrong={
         "copies": (lambda ts, room: pack(pieces_of(ts, room, lambda t: t.clone().view(-1)), room), "views, not copies"),
         "reshapes what has gaps": (
-            lambda ts, room: pack(pieces_of(ts, room, lambda t: t.reshape(-1), True), room),
-            "views, not copies",
+            lambda ts, room: pack(pieces_of(ts, room, lambda t: t.reshape(-1), True), room), "views, not copies",
         ),
         "whole tensors only": (lambda ts, room: pack(ts, room), "the next piece does not fit"),
         "one piece in each bucket": (lambda ts, room: [[x] for x in pieces_of(ts, room)], "while there is room"),
@@ -573,8 +553,7 @@ answers(
             "cut alike and must match",
         ),
         "begins with an empty bucket": (
-            lambda ts, room: [[]] + pack(pieces_of(ts, room), room),
-            "foreach refuses empty lists",
+            lambda ts, room: [[]] + pack(pieces_of(ts, room), room), "foreach refuses empty lists",
         ),
     },
 )
@@ -612,8 +591,7 @@ answers(
     wrong={
         "at random": (lambda numels, *_: random.Random(0).sample(range(len(numels)), len(numels)), "has blocks left"),
         "drops the empty tensors": (
-            lambda numels, *limits: [i for i in evenly(numels, *limits) if numels[i]],
-            "has one, too",
+            lambda numels, *limits: [i for i in evenly(numels, *limits) if numels[i]], "has one, too",
         ),
         "sorts the caller's list": (sorts_in_place, "take sorted(...)"),
     },
@@ -663,12 +641,10 @@ answers(
     wrong={
         "counts the step that was called off": (wrong_steps(back=False), "and t, which it takes back"),
         "looks at the sum": (
-            wrong_steps(found=lambda gs: (~sum(g.sum() for g in gs).isfinite()).float()),
-            "huge but finite",
+            wrong_steps(found=lambda gs: (~sum(g.sum() for g in gs).isfinite()).float()), "huge but finite",
         ),
         "sees inf, not nan": (
-            wrong_steps(found=lambda gs: torch.stack([g.isinf().any() for g in gs]).any().float()),
-            "a nan in",
+            wrong_steps(found=lambda gs: torch.stack([g.isinf().any() for g in gs]).any().float()), "a nan in",
         ),
         "unscales itself, also when called off": (wrong_steps(divide=True), "nothing in a step called off"),
         **{
@@ -706,8 +682,7 @@ answers(
     wrong={
         "each tensor for itself": (clip_with(lambda g, norm, n: g * (n / g.norm()).clamp(max=1.0)), "long gradients"),
         "divides 0 by 0": (
-            clip_with(lambda g, norm, n: torch.where(norm > n, g * n / norm, g / norm * norm)),
-            "NaN on its way",
+            clip_with(lambda g, norm, n: torch.where(norm > n, g * n / norm, g / norm * norm)), "NaN on its way",
         ),
         "asks the host": (clip_with(lambda g, norm, n: g * (n / norm) if norm > n else g), "(torch.where)"),
         "out of place": (clip_out_of_place, "in the same tensors"),
@@ -789,8 +764,7 @@ answers(
         "by masked_fill": (schedule_by_masked_fill, "masked_fill"),
         "a host tensor, moved": (schedule_from_host(lambda x, lr: x.to(lr.device)), "copies nothing"),
         "a host tensor, moved otherwise": (
-            schedule_from_host(lambda x, lr: x.to(lr)),
-            "Cannot copy between CPU and CUDA",
+            schedule_from_host(lambda x, lr: x.to(lr)), "Cannot copy between CPU and CUDA",
         ),
         "counts as well": (lambda lr, t, *given: (schedule_(lr, t, *given), t.add_(1)), "the count is the optimizer's"),
     },
@@ -839,8 +813,7 @@ answers(
     wrong={
         "load_state_dict": (lambda optimizer, saved: optimizer.load_state_dict(saved), "load_state_dict puts new ones"),
         "other tensors in the optimizer than in the graph": (
-            lambda o, s: load_and_copy_back(o, s, keep=False),
-            "the same tensors",
+            lambda o, s: load_and_copy_back(o, s, keep=False), "the same tensors",
         ),
         "the checkpoint changed": (loads_and_moves_into_data, "the checkpoint belongs to the caller"),
         "without the maximum": (load_but("max_exp_avg_sq"), "not only the three of plain Adam"),
@@ -998,8 +971,7 @@ answers(
     right=[resume_with],
     wrong={
         "plain load": (
-            lambda optimizer, checkpoint: optimizer.load_state_dict(copy.deepcopy(checkpoint)),
-            "`fused` is to survive",
+            lambda optimizer, checkpoint: optimizer.load_state_dict(copy.deepcopy(checkpoint)), "`fused` is to survive",
         ),
         "flags put back afterwards": (lambda o, c: resume_with(o, c, after=True), "change them before"),
         "the caller's tensors": (lambda o, c: resume_with(o, c, clone=False), "work on a deep copy"),
@@ -1084,8 +1056,7 @@ answers(
         "one draw for all": (lambda t, x, g: round_randomly_(t, x, g, shape=(1,)), "the chance is the distance"),
         "rounds once more": (noise_over_the_nearest, "nothing random about them"),
         "another generator": (
-            lambda t, x, g: round_randomly_(t, x, torch.Generator().manual_seed(0)),
-            "once for each weight",
+            lambda t, x, g: round_randomly_(t, x, torch.Generator().manual_seed(0)), "once for each weight",
         ),
         "no generator": (lambda t, x, g: round_randomly_(t, x, None), "draw from `generator`"),
     },
@@ -1218,8 +1189,7 @@ answers(
     wrong={
         "does not look": (lambda run, b1, b2: "torch", "it is the only way to learn what is inside"),
         "looks at the first step": (
-            lambda run, b1, b2: "torch" if abs(run([1.0])[0] - 1) < 1e-3 else "paper",
-            "does not come down",
+            lambda run, b1, b2: "torch" if abs(run([1.0])[0] - 1) < 1e-3 else "paper", "does not come down",
         ),
         "numbers of the default betas": (by_defaults, "Adam forgets it"),
         "one spike, then zeros": (nearest([10.0] + [0.0] * 50), "zeros teach nothing"),
