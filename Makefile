@@ -3,18 +3,20 @@
 #   make JUPYTER_FLAGS="--no-browser" lab    flags for JupyterLab
 #   make BENCH_FLAGS="--help" bench          flags for the benchmark
 #   make PATHS_FLAGS="--help" paths          flags for the code paths
+#   make PUBLISH_FLAGS="--push origin" published   push it to the branch `published`
 #   make BOOK_FLAGS="--as-stored" book       the site from the stored outputs, without executing
 
 PYTHON ?= python3
 JUPYTER_FLAGS ?=
 BENCH_FLAGS ?=
 BOOK_FLAGS ?=
+PUBLISH_FLAGS ?=
 PATHS_FLAGS ?=
 PY := .venv/bin/python
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-package test-notebooks paths bench book figure slides kaggle student clean
+.PHONY: help lab test test-package test-notebooks paths bench book published figure slides kaggle student clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -45,6 +47,9 @@ bench: $(READY)  ## time one step of each variant on this machine, beside torch.
 
 book: $(READY)  ## execute the series and build a site that reads without network, in build/book
 	$(PY) notebooks/tools/book.py $(BOOK_FLAGS)
+
+published: $(READY)  ## build all that readers take from the web, in build/published
+	$(PY) notebooks/tools/publish.py $(PUBLISH_FLAGS)
 
 figure: $(READY)  ## write the figure of the two windows as a page for the projector, build/figure.html
 	$(PY) notebooks/tools/figure.py

@@ -21,6 +21,7 @@ import figure
 import nbformat
 from execute import execute
 from hygiene import pictures, tags
+from kaggle import opened
 from series import ROOT, chapters
 
 SOURCE, SITE = ROOT / "build" / "book-source", ROOT / "build" / "book"
@@ -106,13 +107,16 @@ def main(arguments=None):
     print(f"{(SITE / 'index.html').relative_to(ROOT)} is ready: open it in a browser, no server and no network needed")
 
 
-def build(executing):
-    """Write the site to SITE. Exits with what to do where there is nothing to build, or Sphinx complains."""
+def build(executing, site=SITE, opening=None):
+    """Write the site. Exits with what to do where there is nothing to build, or Sphinx complains.
+
+    `opening`: {chapter: a line of Markdown under its title}.
+    """
     originals = chapters()
     if not originals:
         sys.exit("no chapters in notebooks/: is this a complete clone?")
     shutil.rmtree(SOURCE, ignore_errors=True)
-    shutil.rmtree(SITE, ignore_errors=True)
+    shutil.rmtree(site, ignore_errors=True)
     (SOURCE / "_static").mkdir(parents=True)
     shutil.copy(ROOT / "notebooks" / "README.md", SOURCE)  # the lecturer's guide, the last page
     if (ROOT / "notebooks" / "recorded").is_dir():
@@ -125,14 +129,16 @@ def build(executing):
             print(f"[{number} of {len(originals)}] executing {original.name}", flush=True)
             execute(path)
         pages[path.stem] = prepare(nbformat.read(path, as_version=4))
+        first = pages[path.stem].cells[0]
+        first.source = opened(first.source, (opening or {}).get(path.stem))
         nbformat.write(pages[path.stem], path)
     (SOURCE / "conf.py").write_text(CONFIGURATION, encoding="utf-8")
     (SOURCE / "_static" / "series.css").write_text(STYLE, encoding="utf-8")
     (SOURCE / "index.md").write_text(index(pages), encoding="utf-8")
-    built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", SOURCE, SITE])
+    built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", SOURCE, site])
     if built.returncode:
         sys.exit("Sphinx found something wrong in a chapter (above). Mend it in notebooks/ and run this again.")
-    figure.write(SITE / "figure.html")
+    figure.write(site / "figure.html")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # sets of strings keep their order from run to run
     "OMP_NUM_THREADS": "1",  # on shared cores two threads can be thirty times slower than one
     "CUDA_VISIBLE_DEVICES": "",  # stored outputs are those of a machine without a GPU
+    "PYTHONWARNINGS": "ignore::FutureWarning:torch.jit._script",  # forward mode in torch 2.14 warns of its own code
 }
 # Variables that choose a code path. A reader's environment sets none of them, so the tests take them away;
 # tools/paths.py sets them, to see whether an output holds on other processors than this one.

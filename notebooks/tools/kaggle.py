@@ -76,8 +76,11 @@ def unpacking_cell(files, number):
             "source": source.rstrip()}
 
 
-def self_contained(path, files):
-    """The chapter (a dict, as in the file) so that it needs no other file; links to other chapters become plain titles."""
+def self_contained(path, files, opening=""):
+    """The chapter (a dict, as in the file) so that it needs no other file; links to other chapters become plain titles.
+
+    `opening`: a line of Markdown to stand under its title.
+    """
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for number, cell in enumerate(notebook["cells"]):
         cell["source"] = "".join(cell["source"])
@@ -86,6 +89,7 @@ def self_contained(path, files):
             cell["source"] = re.sub(r"\[([^\]]*)\]\((?:\w+\.ipynb|README\.md)[^)]*\)", r"*\1*", cell["source"])
         if "setup" in cell["metadata"].get("tags", []):
             notebook["cells"][number] = unpacking_cell(files, cell["execution_count"])
+    notebook["cells"][0]["source"] = opened(notebook["cells"][0]["source"], opening)
     if path.stem in USE_GPU:  # asked for where the file is imported by hand, too: Colab's and Kaggle's words
         notebook["metadata"] |= {
             "accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []},
@@ -93,6 +97,12 @@ def self_contained(path, files):
                        "language": "python", "sourceType": "notebook"},
         }  # fmt: skip
     return notebook
+
+
+def opened(text, opening):
+    """A chapter's first cell with a line under its title."""
+    title, _, rest = text.partition("\n")
+    return f"{title}\n\n{opening}\n\n{rest}" if opening else text
 
 
 def kernel_metadata(chapter, title, user):
@@ -108,15 +118,15 @@ def kernel_metadata(chapter, title, user):
     return metadata
 
 
-def build(notebooks=ROOT / "notebooks", out=BUILD, user=None):
-    """Write every chapter below ``out`` and return the folders."""
+def build(notebooks=ROOT / "notebooks", out=BUILD, user=None, opening=None):
+    """Write every chapter below ``out`` and return the folders. `opening`: {chapter: a line under its title}."""
     files = package_files()
     shutil.rmtree(out, ignore_errors=True)
     folders = []
     for path in chapters(notebooks):
         folder = out / path.stem
         folder.mkdir(parents=True)
-        text = json.dumps(self_contained(path, files), indent=1, ensure_ascii=False)
+        text = json.dumps(self_contained(path, files, (opening or {}).get(path.stem, "")), indent=1, ensure_ascii=False)
         (folder / path.name).write_text(text + "\n", encoding="utf-8")
         number, _, name = path.stem.partition("_")
         metadata = kernel_metadata(path.stem, f"Adam {number} {name.replace('_', ' ')}", user or NOBODY)

@@ -2,6 +2,7 @@
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -15,6 +16,7 @@ pytest.importorskip("myst_nb", reason="make slides and make book need the packag
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import book  # noqa: E402
+import publish  # noqa: E402
 import slides  # noqa: E402
 from series import MAIN_LINE, chapters  # noqa: E402
 
@@ -48,10 +50,19 @@ def check(path):
 
 
 @pytest.fixture(scope="module")
-def decks(tmp_path_factory):
-    out = tmp_path_factory.mktemp("slides")
-    slides.build(out)
-    return out
+def site(tmp_path_factory):
+    """What is published: the site, and in it the decks and the files for Kaggle and Colab."""
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(book, "SOURCE", folder / "source")
+        publish.build("owner/name", folder / "site")
+    shutil.rmtree(folder / "source")
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def decks(site):
+    return site / "slides"
 
 
 @pytest.mark.parametrize("chapter", chapters(names=MAIN_LINE), ids=lambda path: path.stem)
@@ -98,17 +109,6 @@ def test_cells_to_skip_make_no_page_and_full_pages_are_turned():
     assert [page.metadata["slideshow"]["slide_type"] for page in pages] == ["slide", "subslide", "fragment"]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("book")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(book, "SOURCE", folder / "source")
-        patch.setattr(book, "SITE", folder / "site")
-        book.build(executing=False)
-    shutil.rmtree(folder / "source")
-    return folder / "site"
-
-
 def test_the_site_has_every_chapter_and_loads_local_files_only(site):
     index = (site / "index.html").read_text(encoding="utf-8")
     for chapter in CHAPTERS:
@@ -123,3 +123,37 @@ def test_solutions_of_the_site_are_folded(site):
         solutions = sum("solution" in c.metadata.get("tags", []) for c in nbformat.read(chapter, as_version=4).cells)
         assert (site / f"{chapter.stem}.html").read_text(encoding="utf-8").count("Show the solution") == solutions
         assert solutions or chapter.stem not in MAIN_LINE
+
+
+def test_published_chapters_lead_to_their_files_that_run_alone(site):
+    for chapter in CHAPTERS:
+        path = f"owner/name/blob/published/notebooks/{chapter.name}"
+        addresses = (f"https://colab.research.google.com/github/{path}",
+                     f"https://kaggle.com/kernels/welcome?src=https://github.com/{path}")
+        alone = nbformat.read(site / "notebooks" / chapter.name, as_version=4)
+        html = (site / f"{chapter.stem}.html").read_text(encoding="utf-8")
+        for address in addresses:
+            assert f"]({address})" in alone.cells[0].source and f'href="{address}"' in html
+        assert alone.cells[0].source.startswith(nbformat.read(chapter, as_version=4).cells[0].source.splitlines()[0])
+
+
+def git(folder, *arguments):
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_publishing_leaves_one_commit_on_its_branch_and_touches_no_other(tmp_path, monkeypatch):
+    git(tmp_path, "init", "--quiet", "--bare", "remote")
+    git(tmp_path, "clone", "--quiet", "remote", "clone")
+    clone, tree = tmp_path / "clone", tmp_path / "tree"
+    git(clone, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "-m", "work")
+    git(clone, "push", "--quiet", "origin", "HEAD:main")
+    monkeypatch.setattr(publish, "ROOT", clone)
+    tree.mkdir()
+    for content in ("first", "second"):
+        (tree / "_page.html").write_text(content, encoding="utf-8")
+        publish.push("origin", tree)
+        assert git(tmp_path / "remote", "show", "published:_page.html") == content
+    assert git(tmp_path / "remote", "rev-list", "--count", "published") == "1"
+    assert git(tmp_path / "remote", "log", "-1", "--format=%s", "main") == "work"
+    with pytest.raises(SystemExit, match="(?s)elsewhere.*Nothing was published"):
+        publish.push("elsewhere", tree)
