@@ -1262,10 +1262,7 @@ def test_inductor_compiles_a_whole_training_step(fresh_dynamo, tmp_path, monkeyp
     runs = []
     for turns in ("eee", "ccc"):
         params = weights(2)
-        opt = adamlib.Adam(params, lr=torch.tensor(0.01))
-        # one small kernel does not repay the compilation of torch's headers beforehand
-        options = dict(cpp_cache_precompile_headers=False)
-        runs.append(run_compiled(opt, params, turns, fullgraph=True, options=options))
+        runs.append(run_compiled(adamlib.Adam(params, lr=torch.tensor(0.01)), params, turns, fullgraph=True))
     assert_close(runs)
 
 

@@ -23,7 +23,7 @@ from adamlib.variants.triton_kernel import FusedTriton, GroupLists
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = torch.cuda.is_available() and not INTERPRETED
 DEVICE = "cuda" if GPU else "cpu"
-CHUNK, BLOCK = 128, 64  # small, so that small tensors have several chunks, whole blocks and a ragged end
+CHUNK, BLOCK = 128, 32  # small, so that small tensors have several chunks, whole blocks and a ragged end
 RAGGED = [(), (BLOCK,), (CHUNK,), (CHUNK + 1,), (BLOCK + 1,), (3, 100), (0,)]
 PAD, POISON = 16, 512.0  # elements on either side of a tensor that nobody may touch
 TOLERANCE = 4e-7 if INTERPRETED else 2e-6  # a GPU's exp is right to a few units in the last place
