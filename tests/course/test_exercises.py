@@ -688,7 +688,7 @@ answers(
         "out of place": (clip_out_of_place, "in the same tensors"),
         "copies from the host": (
             clip_with(lambda g, norm, n: g * (torch.tensor(n).to(g.device) / norm).clamp(max=1)),
-            "Cannot copy between CPU",
+            "torch.full",
         ),
     },
 )
@@ -762,9 +762,9 @@ answers(
         "replaces lr": (schedule_of_another_tensor, "in the same tensor"),
         "by if": (schedule_by_if, "not permitted when stream is capturing"),
         "by masked_fill": (schedule_by_masked_fill, "masked_fill"),
-        "a host tensor, moved": (schedule_from_host(lambda x, lr: x.to(lr.device)), "copies nothing"),
+        "a host tensor, moved": (schedule_from_host(lambda x, lr: x.to(lr.device)), "torch.full"),
         "a host tensor, moved otherwise": (
-            schedule_from_host(lambda x, lr: x.to(lr)), "Cannot copy between CPU and CUDA",
+            schedule_from_host(lambda x, lr: x.to(lr)), "torch.full",
         ),
         "counts as well": (lambda lr, t, *given: (schedule_(lr, t, *given), t.add_(1)), "the count is the optimizer's"),
     },

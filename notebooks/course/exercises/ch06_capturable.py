@@ -184,7 +184,7 @@ class _CopiesFromHost(TorchDispatchMode):
 def _no_copy_from_host(reader, *arguments):
     """End the check where the reader's function, given tensors of the meta device, moves a tensor of the host there.
 
-    The tape cannot see it: all of its tensors lie on the CPU, where .to(device) does nothing.
+    The tape does not see each way to do so: all of its tensors lie on the CPU, where .to(x) does nothing.
     """
     with _CopiesFromHost() as copies, contextlib.suppress(Exception):  # what raises here has passed on the tape
         reader(*arguments)
