@@ -32,12 +32,10 @@ test: $(READY)  ## run every test and every cell of every notebook, and compare 
 
 # The two halves take about equally long, so `make test` runs them side by side.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
-EXPORTS := tests/notebooks/test_kaggle.py tests/notebooks/test_pages.py
 test-package: $(READY)
-	$(PYTEST) tests $(addprefix --ignore=,$(EXPORTS))
+	$(PYTEST) tests
 test-notebooks: $(READY)
-	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 \
-		notebooks $(EXPORTS)
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 paths: $(READY)  ## run the notebooks under the code paths of other processors (some 20 minutes); nothing may differ
 	$(PY) notebooks/tools/paths.py $(PATHS_FLAGS)

@@ -14,8 +14,9 @@ than theirs is none.
 
 On CUDA a step is timed end to end as a training loop calls it (``eager``), and, where it can be captured,
 as a replayed graph, which leaves the host out: over one set of tensors again and again, which may stay in
-the L2 cache (``graph``), and over enough sets in rotation, at least 1 GiB of them, that it cannot (``cold
-graph``). No GPU was at hand when this part was written: it has not run yet.
+the L2 cache (``graph``), and over enough sets in rotation, 1 GiB of them, that it cannot (``cold graph``). The
+rotation is of at most 20,000 tensors; a set whose tensors are so small that these do not fill 256 MiB has no
+such row. No GPU was at hand when this part was written: it has not run yet.
 
 torch refuses ``capturable=True`` on the CPU. Here its list of devices is extended by "cpu" for the
 comparison; the arithmetic behind that check is torch's own.
@@ -64,6 +65,7 @@ DEFAULT_SETS = ["tiny_200x64", *UNUSUAL, "small_200x1k", "resnet18", "gpt2_small
 USUAL = dict(sets=DEFAULT_SETS, rounds=21, min_seconds=0.1)
 QUICK = dict(sets=["tiny_200x64"], rounds=5, min_seconds=0.01)
 BYTES = 28  # the least a step of Adam moves per float32 parameter
+COLD = dict(bytes=2**30, tensors=20_000)  # of a rotation, at most; with less than a quarter of the bytes it may fit L2
 
 
 class Settings(NamedTuple):
@@ -85,7 +87,8 @@ def run(sets: list[str], variants: list[str], settings: Settings, progress) -> d
     """
     modes = ["eager", "graph", "cold graph"]
     pairs = [pair for pair in itertools.product(sets, variants, modes) if _makes_sense(*pair[1:], settings)
-             and (pair[0] in SETS or pair[1] != "compiled" and pair[2] == "eager")]
+             and (pair[0] in SETS or pair[1] != "compiled" and pair[2] == "eager")
+             and (pair[2] != "cold graph" or sets_in_rotation(SETS[pair[0]]()))]
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler tells of its start and stop otherwise
     report = {
         "schema": 1,
@@ -135,7 +138,7 @@ def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> 
         options["capturable"] = True
     theirs = options | ({"fused": True} if "fused" in options else {})
     ours = theirs if variant in NOISE else options
-    copies = 1 if mode != "cold graph" else -(-(2**30) // (16 * count_parameters(shapes)))
+    copies = sets_in_rotation(shapes) if mode == "cold graph" else 1
     torch_adam = importlib.import_module("torch.optim.adam")  # the name torch.optim.adam is taken away
     cpu_is_capturable = unittest.mock.patch.object(
         torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"]
@@ -148,7 +151,7 @@ def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> 
         temporary = {name: peak_temporary_bytes(c, cuda) for name, c in contenders.items()}
         bits = same_bits(torchs[0], own[0])
         contenders["limit"], limit_bytes = stream(count_parameters(shapes), settings.device)
-        result = race(contenders, settings.rounds, settings.min_seconds, cuda, settings.seed)
+        result = race(contenders, settings.rounds, settings.min_seconds, settings.seed)
     seconds = result.seconds
     bandwidth = limit_bytes / quartiles(seconds["limit"])[1]
     return {
@@ -169,6 +172,13 @@ def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> 
         "rounds_thrown_away": result.thrown_away,
         "disturbed": result.disturbed,
     }
+
+
+def sets_in_rotation(shapes: Shapes) -> int:
+    """How many sets of these shapes (p, g, m, v) one after the other leave nothing in a cache; 0 if too many would."""
+    size = 16 * count_parameters(shapes)
+    copies = min(-(-COLD["bytes"] // size), COLD["tensors"] // len(shapes))
+    return copies if 4 * copies * size >= COLD["bytes"] else 0
 
 
 def optimizer(library, shapes: Shapes, options: dict, settings: Settings, set_name="") -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import torch
 def hardware(device: str) -> dict:
     """Names and sizes of what the benchmark runs on."""
     model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpuinfo:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
         model = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), model)
     found = {"cpu": model, "vectors": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -49,7 +49,7 @@ def software() -> dict:
 def _output(*command: str) -> str | None:
     """What a command prints, or None where it is missing or fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -76,7 +76,8 @@ def table(report: dict) -> str:
                 f"  {_label(row):28}{torchs * 1e3:9.3f}{ours * 1e3:10.3f} ms"
                 + " {1:6.2f} [{0:.2f}, {2:.2f}]".format(*row["ratio"])
                 + f"{100 * row['limit_seconds'] / torchs:9.0f} → {100 * row['limit_seconds'] / ours:3.0f}"
-                + "{:13.2f} → {:4.2f}".format(*temporary)
+                # a replayed graph allocates nothing: its temporaries lie in the graph's own memory
+                + ("{:13.2f} → {:4.2f}".format(*temporary) if row["mode"] == "eager" else " " * 20)
                 + f"   {'torch twice' if noise else 'same' if row['same_bits'] else 'differ'}"
                 + (" *" if row["disturbed"] else "")
             )

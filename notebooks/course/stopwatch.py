@@ -7,8 +7,7 @@
   thrown away. Without ``/proc/stat`` every round counts.
 * **Medians with quartiles.** A mean follows the one round in which the machine hiccuped; a median does not.
 
-On CUDA the clock is a pair of events on the stream: what lies between them is the device's own time where the
-queue is never empty (a replayed graph), and the host's where the device waits for launches.
+The clock is that of ``torch.utils.benchmark``, which waits for the GPU, where there is one, before it reads the time.
 """
 
 import gc
@@ -20,7 +19,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
+# Only the clock: Timer.timeit calls its statement twice untimed before each measurement, which triples the time of a
+# large set, cannot rewind between calls, and its Measurement knows nothing of rounds, pairs and other processes.
+from torch.utils.benchmark import timer
 
 QUIET = 0.12  # cores that other processes may use during a round
 
@@ -39,16 +40,13 @@ class Race(NamedTuple):
     disturbed: bool  # True if there were not enough quiet rounds, so that louder ones were kept too
 
 
-def race(
-    contenders: dict[str, Contender], rounds: int, min_seconds: float, cuda: bool = False, seed: int = 0
-) -> Race:
+def race(contenders: dict[str, Contender], rounds: int, min_seconds: float, seed: int = 0) -> Race:
     """Time the contenders against each other. Call each a few times before, so that no first step is timed.
 
     Args:
         rounds: how many rounds to keep. At most three times as many are run to find quiet ones; after that
             the quietest are kept and the result says ``disturbed``.
         min_seconds: a contender is called again and again within a round for at least about this long.
-        cuda: take the time from CUDA events and not from the host's clock.
 
     Raises:
         ValueError: if ``rounds`` is less than 1.
@@ -57,7 +55,7 @@ def race(
         raise ValueError(f"a race needs at least one round, but rounds={rounds}")
     calls = {}
     for name, contender in contenders.items():
-        seconds_per_call = _time(contender, 1, cuda) * contender.steps
+        seconds_per_call = _time(contender, 1) * contender.steps
         calls[name] = max(1, math.ceil(min_seconds / seconds_per_call))
     order, shuffle = list(contenders), random.Random(seed).shuffle
     results: list[tuple[float, dict[str, float]]] = []  # foreign cores, seconds per step
@@ -67,7 +65,7 @@ def race(
         while sum(foreign <= QUIET for foreign, _ in results) < rounds and len(results) < 3 * rounds:
             shuffle(order)
             others = _others_since()
-            seconds = {name: _time(contenders[name], calls[name], cuda) for name in order}
+            seconds = {name: _time(contenders[name], calls[name]) for name in order}
             results.append((others(), seconds))
             gc.collect()
     finally:
@@ -89,33 +87,16 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
-def _time(contender: Contender, calls: int, cuda: bool) -> float:
+def _time(contender: Contender, calls: int) -> float:
     """Seconds per step, over this many calls."""
-    span = _device_seconds if cuda else _host_seconds
-    if contender.rewind is None:
-        return span(contender.call, calls) / (calls * contender.steps)
-    total = 0.0
+    total, start = 0.0, timer()
     for _ in range(calls):
-        total += span(contender.call, 1)
-        contender.rewind()
-    return total / (calls * contender.steps)
-
-
-def _host_seconds(call: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return time.perf_counter() - start
-
-
-def _device_seconds(call: Callable[[], object], calls: int) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+        contender.call()
+        if contender.rewind is not None:
+            total += timer() - start
+            contender.rewind()
+            start = timer()
+    return (total + timer() - start) / (calls * contender.steps)
 
 
 def _others_since() -> Callable[[], float]:
@@ -138,7 +119,7 @@ def _busy_seconds() -> float | None:
     ``steal`` is work of other guests on the same hardware, so it counts.
     """
     try:
-        with open("/proc/stat") as stat:
+        with open("/proc/stat", encoding="ascii") as stat:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
     except OSError:
         return None

@@ -135,7 +135,8 @@ def launch(
         ] + ([f"--poison={poison}"] if poison else [])
         launcher = subprocess.Popen(
             command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+            start_new_session=True,
         )
         try:
             said = launcher.communicate(timeout=seconds)[1]

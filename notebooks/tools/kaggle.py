@@ -142,7 +142,8 @@ def push(folders):
         sys.exit("The kaggle command is missing: pip install kaggle, then put your API token where it asks for it.")
     refused = []
     for folder in folders:
-        done = subprocess.run(["kaggle", "kernels", "push", "-p", str(folder)], capture_output=True, text=True)
+        done = subprocess.run(["kaggle", "kernels", "push", "-p", str(folder)], capture_output=True,
+                              encoding="utf-8", errors="replace")
         said = (done.stdout + done.stderr).strip()
         print(f"{folder.name}: {said}", flush=True)
         if done.returncode or "error" in said.lower():

@@ -66,7 +66,8 @@ def noticed(mutant, folder):
     notebook = folder / "notebooks" / f"{mutant.chapter}.ipynb"
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "--nbval", "--nbval-current-env", "--rootdir=.",
                "--nbval-cell-timeout=600", "-p", "no:cacheprovider", str(notebook)]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": ""}, capture_output=True,
+                          encoding="utf-8", errors="replace")
     shutil.copy(original, path)
     if not re.search(r"^\d+ of \d+ code cells compared", done.stdout, re.MULTILINE):
         sys.exit(f"{mutant.name}: {notebook.name} did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

@@ -39,7 +39,8 @@ def differing(path, notebooks):
     """{notebook's stem: numbers of the cells that differ} under one path, and how far figures that passed are apart."""
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "--nbval", "--nbval-current-env",
                "--nbval-cell-timeout=600", "-p", "no:cacheprovider", *map(str, notebooks)]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "ADAM_PATH": path}, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "ADAM_PATH": path}, capture_output=True,
+                          encoding="utf-8", errors="replace")
     if not re.search(r"^\d+ of \d+ code cells compared", done.stdout, re.MULTILINE):
         sys.exit(f"{path}: the notebooks did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     apart = re.search(r"the farthest (\S+) from the stored one", done.stdout)

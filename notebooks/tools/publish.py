@@ -55,7 +55,7 @@ def push(remote, folder=PUBLISHED):
         def git(*arguments):
             done = subprocess.run(
                 ["git", "-c", "user.name=publish.py", "-c", "user.email=publish@localhost", *arguments], cwd=ROOT,
-                env={**os.environ, "GIT_INDEX_FILE": f"{index}/index"}, capture_output=True, text=True,
+                env={**os.environ, "GIT_INDEX_FILE": f"{index}/index"}, capture_output=True, encoding="utf-8",
             )
             if done.returncode:
                 sys.exit(f"git {arguments[0]}: {done.stderr.strip()}\nNothing was published, and the tree is complete in "

@@ -51,9 +51,7 @@ def awkward_parameters(dtype, *, fused=False, device="cpu", seed=0):
         "matrix": values(5, 4),
         "transposed": values(4, 6).t(),
         "channels_last": values(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
-        "one_channel": values(72).as_strided(
-            (8, 1, 3, 3), (9, 1, 3, 1)
-        ),  # other strides, same memory order
+        "one_channel": values(72).as_strided((8, 1, 3, 3), (9, 1, 3, 1)),  # other strides, same memory order
         "unaligned": values(24)[3:20],
         "other_dtype": values(7, of=other),
         "zero_gradient": values(5),
@@ -89,8 +87,7 @@ def has_gradient(name, step):
 def _values(kinds, step, seed):
     generator = torch.Generator().manual_seed(1000 * seed + step)
     return [
-        torch.randn(shape, generator=generator, dtype=dtype) * _SCALE.get(name, 1.0)
-        for name, shape, dtype in kinds
+        torch.randn(shape, generator=generator, dtype=dtype) * _SCALE.get(name, 1.0) for name, shape, dtype in kinds
     ]
 
 
@@ -136,9 +133,7 @@ def differences(ours, theirs, our_params, their_params):
             if not same_bits(mine[key], other[key]):
                 found.append(f"{key} of {name}")
             if mine[key].stride() != other[key].stride():
-                found.append(
-                    f"{key} of {name}: strides {mine[key].stride()}, torch has {other[key].stride()}"
-                )
+                found.append(f"{key} of {name}: strides {mine[key].stride()}, torch has {other[key].stride()}")
     return found
 
 

@@ -9,7 +9,6 @@ met it. The table says which variants must take the step, so that refusing every
 The Triton kernel takes part in its interpreter, in a process of its own (see test_triton_kernel.py).
 """
 
-import contextlib
 import math
 import os
 import re
@@ -249,7 +248,7 @@ def test_a_step_is_the_for_loops_or_changes_nothing(variant, name, tally):
     takes, needs_state, happen = SITUATIONS[name]
     for options in OPTIONS:
         for steps in STARTS[needs_state:] if not INTERPRETED else (int(needs_state),):
-            w, loop, clean = (World(flags, options, steps) for flags in (VARIANTS[variant], LOOP, VARIANTS[variant]))
+            w = World(VARIANTS[variant], options, steps)
             undo = w.remember()
             happen(w)
             before = {what: plain(value) for what, value in w.tensors().items()}
@@ -261,12 +260,14 @@ def test_a_step_is_the_for_loops_or_changes_nothing(variant, name, tally):
                 assert before == after, [what for what in before | after if before.get(what) != after.get(what)]
                 undo()
                 w.opt.step()
+                clean = World(VARIANTS[variant], options, steps)
                 clean.opt.step()
                 tally.add(f"contract, {variant}, refused and unchanged", True)
                 for what, value in clean.tensors().items():
                     assert plain(w.tensors()[what])[-1] == plain(value)[-1], f"{what}, in the step after"
             else:
                 assert variant in takes, f"{variant} {steps} {options} must refuse this step"
+                loop = World(LOOP, options, steps)
                 happen(loop)
                 loop.opt.step()
                 for what, value in loop.tensors().items():

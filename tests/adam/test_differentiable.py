@@ -23,9 +23,7 @@ START = dict(
 def unroll(p0, g, lr, beta1, beta2, eps, weight_decay, *, cls=adamlib.Adam, **options):
     """The parameter after len(g) steps; the gradients depend on the parameter as well, as in training."""
     p = p0.clone()
-    opt = cls(
-        [p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, differentiable=True, **options
-    )
+    opt = cls([p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, differentiable=True, **options)
     for row in g:
         p.grad = row + 0.3 * p.clone().sin()  # a copy: the step writes p, and sin has saved what it read
         opt.step()
@@ -67,9 +65,7 @@ def test_second_derivatives_pass_gradgradcheck():
     def run(p0, lr, weight_decay):
         return unroll(**given | dict(p0=p0, lr=lr, weight_decay=weight_decay, g=given["g"][:2]))
 
-    assert torch.autograd.gradgradcheck(
-        run, (given["p0"], given["lr"], given["weight_decay"]), atol=1e-5, rtol=1e-3
-    )
+    assert torch.autograd.gradgradcheck(run, (given["p0"], given["lr"], given["weight_decay"]), atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("wrt", ["p0", "lr", "beta1", "beta2", "weight_decay"])
@@ -223,18 +219,14 @@ def test_complex_parameters_can_be_differentiated_over_several_steps(amsgrad):
         return torch.view_as_real(z)
 
     z0 = torch.tensor([0.3 + 0.7j, -0.9 + 0.2j], dtype=torch.complex128, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        run, (z0, torch.tensor(0.1, **F64, requires_grad=True)), atol=1e-6, rtol=1e-4
-    )
+    assert torch.autograd.gradcheck(run, (z0, torch.tensor(0.1, **F64, requires_grad=True)), atol=1e-6, rtol=1e-4)
 
 
 def test_each_group_follows_its_own_flag():
     """torch takes the gradient mode of the whole step from the defaults."""
     inner, leaf = torch.ones(2, **F64, requires_grad=True), torch.ones(2, **F64, requires_grad=True)
     p = inner.clone()
-    opt = adamlib.Adam(
-        [dict(params=[p]), dict(params=[leaf], differentiable=False)], lr=0.1, differentiable=True
-    )
+    opt = adamlib.Adam([dict(params=[p]), dict(params=[leaf], differentiable=False)], lr=0.1, differentiable=True)
     for _ in range(2):
         p.grad, leaf.grad = p.clone() * 2, leaf.detach() * 2
         opt.step()

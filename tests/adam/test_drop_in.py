@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import warnings
 import weakref
 from collections import defaultdict
 

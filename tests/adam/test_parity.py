@@ -23,9 +23,7 @@ DECAYS = {
 }
 
 
-def compare(
-    tally, variant, dtype, *, ours=adamlib.Adam, theirs=torch.optim.Adam, steps=STEPS, lr_at=None, **options
-):
+def compare(tally, variant, dtype, *, ours=adamlib.Adam, theirs=torch.optim.Adam, steps=STEPS, lr_at=None, **options):
     """Run both on the same awkward set; count it; return what differs after the first step that differs."""
     flags = FLAGS[variant]
     p, q = (awkward_parameters(dtype, fused=variant == "fused") for _ in range(2))
@@ -84,10 +82,7 @@ def test_every_combination_of_options_gives_torchs_bits(variant, dtype, lr_kind,
     for lr, betas, eps, decay, amsgrad, maximize in options:
         if lr is not lrs[lr_kind]:
             continue
-        given = (
-            dict(lr=made(lr), betas=made(betas), eps=eps, amsgrad=amsgrad, maximize=maximize)
-            | DECAYS[decay]
-        )
+        given = dict(lr=made(lr), betas=made(betas), eps=eps, amsgrad=amsgrad, maximize=maximize) | DECAYS[decay]
         if found := compare(tally, variant, dtype, **given):
             failures.append((given, found[:3]))
     assert not failures, f"{len(failures)} configurations differ, e.g. {failures[:3]}"
@@ -96,13 +91,9 @@ def test_every_combination_of_options_gives_torchs_bits(variant, dtype, lr_kind,
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", SAME_BITS)
 def test_adamw_gives_torchs_bits(variant, dtype, tally):
-    for amsgrad, maximize, weight_decay in itertools.product(
-        [False, True], [False, True], [0.01, 0.0, 0.3]
-    ):
+    for amsgrad, maximize, weight_decay in itertools.product([False, True], [False, True], [0.01, 0.0, 0.3]):
         options = dict(amsgrad=amsgrad, maximize=maximize, weight_decay=weight_decay)
-        assert not compare(
-            tally, variant, dtype, ours=adamlib.AdamW, theirs=torch.optim.AdamW, **options
-        ), options
+        assert not compare(tally, variant, dtype, ours=adamlib.AdamW, theirs=torch.optim.AdamW, **options), options
 
 
 @pytest.mark.parametrize("variant", SAME_BITS)
@@ -188,9 +179,7 @@ def test_integer_and_tensor_options_give_torchs_bits(variant, tally):
         dict(betas=(torch.tensor(0.8, dtype=torch.float64), torch.tensor(0.95, dtype=torch.float64))),
         dict(lr=torch.tensor(2e-3), betas=(torch.tensor(0.8), torch.tensor(0.95)), weight_decay=0.1),
     ):
-        if variant == "foreach" and any(
-            torch.is_tensor(v) or isinstance(v, tuple) for v in options.values()
-        ):
+        if variant == "foreach" and any(torch.is_tensor(v) or isinstance(v, tuple) for v in options.values()):
             continue
         assert not compare(tally, variant, torch.float32, **options), options
 
@@ -268,9 +257,7 @@ def test_fused_with_grad_scale_and_found_inf_gives_torchs_bits(dtype, scale, inf
             for params, opt in ((p, a), (q, b)):
                 set_gradients(params, step)
                 opt.grad_scale = None if scale is None else torch.tensor(scale)
-                opt.found_inf = (
-                    None if infinite is None else torch.tensor(infinite if step % 3 == 1 else 0.0)
-                )
+                opt.found_inf = None if infinite is None else torch.tensor(infinite if step % 3 == 1 else 0.0)
                 opt.step()
             for name in p:  # the kernel writes the unscaled gradient back
                 if p[name].grad is not None:
@@ -339,9 +326,7 @@ def test_foreach_and_differentiable_have_the_bits_of_single_tensor_on_a_cpu(dtyp
     single, _ = run("single_tensor", dtype, **options)
     foreach, _ = run("foreach", dtype, **options)
     # The differentiable variant refuses leaves that require a gradient: it gets tensors that need none.
-    bare = {
-        name: p.detach().requires_grad_(False) for name, p in awkward_parameters(dtype, fused=True).items()
-    }
+    bare = {name: p.detach().requires_grad_(False) for name, p in awkward_parameters(dtype, fused=True).items()}
     unrolled, _ = run(None, dtype, params=bare, flags=dict(differentiable=True), **options)
     for name in single:
         assert same_bits(single[name], foreach[name]), name
@@ -441,18 +426,14 @@ def test_distance_from_algorithm_1(variant, tally):
         worst = []
         for steps, bound in STEPS_AND_BOUNDS:
             theta = v = 0.0
-            for decay, amsgrad, maximize in itertools.product(
-                DECAYS.values(), [False, True], [False, True]
-            ):
+            for decay, amsgrad, maximize in itertools.product(DECAYS.values(), [False, True], [False, True]):
                 options = dict(lr=1e-3, amsgrad=amsgrad, maximize=maximize) | decay
                 of_theta, of_v = against_the_oracle(dtype, steps, ALL[variant], **options)
                 theta, v = max(theta, of_theta), max(v, of_v)
             assert theta <= bound and v <= bound, (dtype, steps, theta, v)
             worst += [theta, v]
         update = max(
-            updates_against_the_oracle(
-                dtype, 40, ALL[variant], amsgrad=amsgrad, maximize=maximize, betas=betas
-            )
+            updates_against_the_oracle(dtype, 40, ALL[variant], amsgrad=amsgrad, maximize=maximize, betas=betas)
             for amsgrad, maximize in itertools.product([False, True], [False, True])
             for betas in [(0.9, 0.999), (0.9, 0.9999), (0.0, 0.5)]
         )
@@ -494,10 +475,7 @@ def test_capturable_stays_within_rounding_of_single_tensor(variant, dtype):
 @pytest.mark.parametrize("variant", ["capturable_single", "capturable_foreach"])
 def test_capturable_takes_tensors_as_lr_and_betas(variant):
     numbers, _ = run("single_tensor", torch.float64, params=awkward_parameters(torch.float64), lr=0.01)
-    lr, betas = (
-        torch.tensor(0.01, dtype=torch.float64),
-        [torch.tensor(b, dtype=torch.float64) for b in (0.9, 0.999)],
-    )
+    lr, betas = (torch.tensor(0.01, dtype=torch.float64), [torch.tensor(b, dtype=torch.float64) for b in (0.9, 0.999)])
     tensors, _ = run(variant, torch.float64, params=awkward_parameters(torch.float64), lr=lr, betas=betas)
     for name in numbers:
         error = (tensors[name] - numbers[name]).abs().max().item() if numbers[name].numel() else 0.0

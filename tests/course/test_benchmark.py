@@ -53,7 +53,7 @@ def scripted(monkeypatch, loads):
     loads = iter(loads)
     rounds = {"a": 0, "b": 0}
 
-    def seconds(contender, calls, cuda):
+    def seconds(contender, calls):
         name = contender.call()
         rounds[name] += 1
         return {"a": 1.0, "b": 2.0}[name] * (rounds[name] - 1)
@@ -103,14 +103,14 @@ def test_rewind_runs_after_each_call(monkeypatch):
 
 def test_time_is_per_step_and_the_rewind_is_free(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stopwatch, "timer", lambda: now[0])
 
     def pass_time(seconds):
         now[0] += seconds
 
-    assert stopwatch._time(Contender(lambda: pass_time(6.0), steps=3), 5, cuda=False) == pytest.approx(2.0)
+    assert stopwatch._time(Contender(lambda: pass_time(6.0), steps=3), 5) == pytest.approx(2.0)
     rewound = Contender(lambda: pass_time(6.0), 3, lambda: pass_time(100.0))
-    assert stopwatch._time(rewound, 5, cuda=False) == pytest.approx(2.0)
+    assert stopwatch._time(rewound, 5) == pytest.approx(2.0)
 
 
 def test_a_race_without_rounds_is_refused():
@@ -129,13 +129,13 @@ def test_load_of_others_is_what_was_not_this_process(monkeypatch):
 def test_busy_seconds_reads_proc_stat(monkeypatch, tmp_path):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 20 30 4000 500 6 7 8 90 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n", encoding="utf-8")
-    monkeypatch.setattr("builtins.open", lambda name, real=open: real(stat))
+    monkeypatch.setattr("builtins.open", lambda name, encoding, real=open: real(stat, encoding=encoding))
     monkeypatch.setattr(stopwatch.os, "sysconf", lambda _: 100, raising=False)
     assert stopwatch._busy_seconds() == pytest.approx((100 + 20 + 30 + 6 + 7 + 8) / 100)
 
 
 def test_without_proc_stat_every_round_counts(monkeypatch):
-    def missing(name):
+    def missing(name, encoding):
         raise FileNotFoundError(name)
 
     monkeypatch.setattr("builtins.open", missing)
@@ -322,6 +322,24 @@ def test_graphs_and_triton_are_for_cuda_alone():
     assert modes("single", "cuda") == {"eager"} and modes("differentiable", "cuda") == {"eager"}
     assert modes("fused", "cuda") == modes("noise, fused", "cuda") == {"eager", "graph"}
     assert modes("capturable foreach", "cuda") == {"eager", "graph"}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_rotation_of_sets_is_cold_and_of_bounded_length(name):
+    shapes = SETS[name]()
+    copies = benchmark.sets_in_rotation(shapes)
+    assert copies * len(shapes) <= 20_000
+    assert 16 * copies * count_parameters(shapes) >= 2**28 or name in ("digits_mlp", "tiny_200x64") and not copies
+
+
+def test_a_set_too_small_for_a_rotation_has_no_cold_row(monkeypatch):
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", None)  # each pair fails at once
+    monkeypatch.setattr(benchmark, "hardware", lambda device: {})
+    report = benchmark.run(["tiny_200x64", "resnet18"], ["fused"], BRIEF._replace(device="cuda"), lambda *_: None)
+    assert [(row["set"], row["mode"]) for row in report["failed"]] == [
+        ("tiny_200x64", "eager"), ("tiny_200x64", "graph"),
+        ("resnet18", "eager"), ("resnet18", "graph"), ("resnet18", "cold graph"),
+    ]
 
 
 def test_table_says_the_numbers():

@@ -13,13 +13,18 @@ A check never raises for what a reader wrote: wrong answers, exceptions and unfi
 """
 
 import functools
+import sysconfig
+import textwrap
 import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
 
-_HERE = str(Path(__file__).parent)  # the checks' own files
+import adamlib
+
+_COURSE = Path(__file__).parents[1]  # the checks and the instruments that they use
+_NOT_THE_READERS = tuple(map(str, (_COURSE, Path(adamlib.__file__).parent, sysconfig.get_path("stdlib"))))
 
 __all__ = ["Report", "check", "expect", "expect_that", "not_written"]
 
@@ -154,10 +159,17 @@ def _shown(value):
 
 
 def _raised(error):
-    """Lines about an exception, with the last line of the reader's own code that led to it, where there is one."""
-    yield _line("yours", f"raised {type(error).__name__}: {' '.join(str(error).split())[:150]}")
+    """Lines about an exception, with the last line of the reader's own code that led to it, where there is one.
+
+    The message is shown whole, but for the middle of a very long one: what went wrong stands at its start and the cure
+    at its end.
+    """
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    message = message if len(message) <= 600 else f"{message[:350]} ... {message[-240:]}"
+    yield textwrap.fill(message, 100, initial_indent=_line("yours", "raised "), subsequent_indent=_line("", ""))
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f.line for f in frames if f.line and "site-packages" not in f.filename and _HERE not in f.filename]
+    others = [f for f in frames if f.filename.startswith(_NOT_THE_READERS) or "-packages" in f.filename]
+    own = [f.line for f in frames if f.line and f not in others]
     if own:
         yield _line("at", own[-1][:100])
     yield _line("look at", "the call it happened in: run it in a cell of its own")

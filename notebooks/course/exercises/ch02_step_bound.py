@@ -10,6 +10,7 @@ Three are compared with the exact values. The gradients and the loss are judged 
 Adam take: the oracle of adamlib.theory for the gradients, torch.optim.Adam itself for the loss.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -171,6 +172,7 @@ def _gradient(reader, x, t):
     return gradient
 
 
+@functools.cache
 def _zeros_to_exceed(level, beta1, beta2):
     n = np.arange(1, 2001)
     zeros = 0

@@ -1,7 +1,6 @@
 """Checks for the exercises of chapter 03. Each takes what the reader wrote and returns a Report."""
 
 import copy
-import math
 
 import torch
 

@@ -1,9 +1,12 @@
 """Checks for the exercises of chapter 06. Each takes what the reader wrote and returns a Report."""
 
+import contextlib
 import copy
+import functools
 import math
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from course.graph_tape import CaptureError, GraphTape, device_tensors
 from adamlib.optimizer import Adam
@@ -32,6 +35,7 @@ def clip_(reader):
         for grad, value in zip(grads, random):
             grad.copy_(value)
         _capture(tape, lambda: reader(list(grads), max_norm))
+        _no_copy_from_host(reader, [grad.to("meta") for grad in grads], max_norm)
         for values, look in cases:
             for grad, value in zip(grads, values):
                 grad.copy_(value)
@@ -75,6 +79,7 @@ def schedule_(reader):
         lr, t = torch.full((), 0.5), torch.zeros(())
         tape = GraphTape(lr=lr, t=t)
         _capture(tape, lambda: reader(lr, t, peak, warmup, total))
+        _no_copy_from_host(reader, lr.to("meta"), t.to("meta"), peak, warmup, total)
         for step in range(total + 20):
             t.fill_(float(step))
             tape.replay()
@@ -164,6 +169,34 @@ def _capture(tape, block):
         raise
 
 
+class _CopiesFromHost(TorchDispatchMode):
+    """Counts tensors that are moved from the CPU to the meta device, which stands for the GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if op.overloadpacket.__name__ == "_to_copy" and args[0].is_cpu:
+            self.count += getattr(kwargs.get("device"), "type", "cpu") == "meta"
+        return op(*args, **kwargs)
+
+
+def _no_copy_from_host(reader, *arguments):
+    """End the check where the reader's function, given tensors of the meta device, moves a tensor of the host there.
+
+    The tape does not see each way to do so: all of its tensors lie on the CPU, where .to(x) does nothing.
+    """
+    with _CopiesFromHost() as copies, contextlib.suppress(Exception):  # what raises here has passed on the tape
+        reader(*arguments)
+    expect_that(
+        not copies.count, tried="the capture, with the tensors on another device than the CPU",
+        yours="a tensor made on the host and moved with .to(...)",
+        expected="none: CUDA raises \"Cannot copy between CPU and CUDA tensors during CUDA graph capture\"",
+        look="torch.tensor(...).to(...): a Python number will do, or torch.full(..., device=...), which copies nothing",
+    )  # fmt: skip
+
+
+@functools.cache
 def _safe_capture(beta1, beta2, tolerance):
     """By brute force over s and t, up to where both averages have settled to 1e-12."""
     horizon = max(2, *(math.ceil(math.log(1e-12) / math.log(b)) for b in (beta1, beta2) if b > 0))

@@ -1,0 +1,107 @@
+"""Exercise 05.3, a kernel, in Triton's interpreter: the right one passes, wrong ones are told what is wrong."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from exercise_reports import caught, unfinished
+
+from course.exercises import ch05_fused_cuda as check
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+WRONG = {
+    "no mask": "in every store",
+    "no mask in loads": "in every load",
+    "loads one too many": "in every load",
+    "one too many": "in every store",
+    "first block only": "program_id",
+    "forgets m": "m ← βm + g, stored",
+    "old m": "with the new m",
+    "an average": "m ← βm + g",
+    "uphill": "θ ← θ − lr·m",
+    "spoils g": "only θ and m are written",
+    "drops the end": "m ← βm + g",
+}
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    pass
+else:
+
+    @triton.jit
+    def momentum(p, g, m, n, lr, beta, BLOCK: tl.constexpr, WRONG: tl.constexpr):
+        i = tl.program_id(0) * (0 if WRONG == "first block only" else BLOCK) + tl.arange(0, BLOCK)
+        inside = i < (n // BLOCK * BLOCK if WRONG == "drops the end" else n)
+        inside |= (WRONG == "no mask") | ((WRONG == "one too many") & (i == n))
+        loads = inside | (WRONG == "no mask in loads")
+        old = tl.load(m + i, mask=loads)
+        grad = tl.load(g + i, mask=loads | ((WRONG == "loads one too many") & (i == n)))
+        new = beta * old + (1 - beta if WRONG == "an average" else 1) * grad
+        tl.store(m + i, old if WRONG == "forgets m" else new, mask=inside)
+        tl.store(g + i, new if WRONG == "spoils g" else grad, mask=inside)
+        step = (-lr if WRONG == "uphill" else lr) * (old if WRONG == "old m" else new)
+        tl.store(p + i, tl.load(p + i, mask=loads) - step, mask=inside)
+
+    @triton.jit
+    def nothing(p, g, m, n, lr, beta, BLOCK: tl.constexpr):
+        pass
+
+
+class Kernel:
+    def __init__(self, wrong=""):
+        self.wrong = wrong
+
+    def __getitem__(self, grid):
+        return functools.partial(momentum[grid], WRONG=self.wrong)
+
+
+def test_in_the_interpreter():
+    """Triton settles whether it interprets when it is imported, so these tests get a process of their own."""
+    pytest.importorskip("triton")
+    if INTERPRETED:
+        pytest.skip("this is the interpreter")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "kernel and not interpreter",
+        __file__,
+    ]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) == len(WRONG) + 3, run.stdout
+
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in test_in_the_interpreter")
+
+
+@interpreted
+def test_the_right_kernel_passes():
+    assert check.momentum(Kernel()), check.momentum(Kernel())
+
+
+@interpreted
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_kernel_is_told_what_is_wrong(wrong):
+    report = check.momentum(Kernel(wrong))
+    caught(report)
+    assert WRONG[wrong] in repr(report), report
+
+
+@interpreted
+def test_an_empty_kernel_is_a_stub():
+    unfinished(check.momentum(nothing))
+
+
+def test_a_function_in_place_of_a_triton_one():
+    caught(check.momentum(lambda p, g, m, n, lr, beta, BLOCK: None))
