@@ -214,13 +214,17 @@ def test_graphs_and_triton_are_raced_on_cuda_alone():
 
 
 def test_a_test_that_fails_is_told_with_its_reason(tmp_path, monkeypatch):
-    (tmp_path / "test_made_up.py").write_text(
-        "import pytest\npytestmark = pytest.mark.cuda\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\n"
-        "def test_skipped(): pytest.skip('no')\ndef test_done(): assert False\n", encoding="utf-8",
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['cuda']\n", encoding="utf-8")
+    (tmp_path / "tests" / "test_other.py").write_text("import nothing_that_exists\n", encoding="utf-8")
+    (tmp_path / "tests" / "test_made_up.py").write_text(
+        "import pytest\npytestmark = pytest.mark.NAME\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\n"
+        "def test_skipped(): pytest.skip('no')\ndef test_done(): assert False\n".replace("NAME", "cuda"), encoding="utf-8",
     )
-    monkeypatch.setattr(checks, "TESTS", [str(tmp_path), "--rootdir", str(tmp_path), "-c", str(checks.ROOT / "pyproject.toml")])
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     told = []
-    assert checks.run_tests({"test_made_up.py::test_done"}, "cpu", lambda *message: told.append(message))
+    assert checks.run_tests({"tests/test_made_up.py::test_done"}, "cpu", lambda *message: told.append(message))
     results = {name.partition("::")[2]: message[0] for name, *message in told if message}
     assert {name: result["outcome"] for name, result in results.items()} == {
         "test_good": "passed", "test_bad": "failed", "test_skipped": "skipped"

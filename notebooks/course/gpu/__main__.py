@@ -52,7 +52,7 @@ def record_to_go_on_with(file: pathlib.Path | None, device: str, folder: pathlib
     """The record and its file: the one that is named or, of this device, one that is not complete; else a new one."""
     machine, today = hardware(device), datetime.date.today().isoformat()
     name = re.sub(r"[^a-z0-9]+", "-", (machine.get("gpu") or "cpu").lower()).strip("-")
-    candidates = [file] if file else sorted(folder.glob(f"gpu-*-{name}.json"))
+    candidates = [file] if file else sorted(folder.glob(f"gpu-*-{name}*.json"))
     versions = software()
     for candidate in (candidate for candidate in candidates if candidate.is_file()):
         record = json.loads(candidate.read_text(encoding="utf-8"))
@@ -62,7 +62,8 @@ def record_to_go_on_with(file: pathlib.Path | None, device: str, folder: pathlib
         if file or same and not all(record["parts"].get(part.name, {}).get("complete") for part in PARTS):
             return record, candidate
     new = {"schema": SCHEMA, "date": today, "device": device, "hardware": machine, "software": versions, "parts": {}}
-    return new, file or folder / f"gpu-{today}-{name}.json"
+    names = (f"gpu-{today}-{name}{number}.json" for number in ("", *(f"-{i}" for i in range(2, 100))))
+    return new, file or next(folder / one for one in names if not (folder / one).exists())
 
 
 def main(arguments: list[str] | None = None) -> int:

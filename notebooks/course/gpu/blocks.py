@@ -281,6 +281,7 @@ def _capture(tensors: dict, block: Callable, device: str) -> dict:
     """Verdict and message. An error in the block is caught inside the capture: is the capture lost all the same?"""
     inside = outside = result = None
     graph = GraphTape(tensors) if device == "cpu" else torch.cuda.CUDAGraph()
+    stream = None if device == "cpu" else torch.cuda.current_stream()
     try:
         with graph.capture() if device == "cpu" else torch.cuda.graph(graph):
             try:
@@ -289,6 +290,9 @@ def _capture(tensors: dict, block: Callable, device: str) -> dict:
                 inside = error
     except Exception as error:
         outside = error
+    finally:
+        if stream is not None:
+            torch.cuda.set_stream(stream)  # a capture that fails at its end does not go back to it
     if inside is None and outside is None:
         return {"verdict": "permitted", "graph": graph, "result": result}
     seen = {"verdict": "refused", "message": one_line(inside or outside), "graph": None, "result": None}
@@ -368,10 +372,9 @@ def run(done: set[str], device: str, tell) -> bool:
         if name in done:
             continue
         tell(name)
-        result = {} if name in steps(device) and "triton" in name else {"tape": observe(name, "cpu")}
-        if device == "cuda":
-            result = {"cuda": observe(name, "cuda")} | result
+        sides = ["cuda"] * (device == "cuda") + ["tape"] * ("triton" not in name)
+        result = {side: attempt(lambda: observe(name, "cpu" if side == "tape" else "cuda")) for side in sides}
         tell(name, result)
-        if device == "cuda" and result["cuda"]["verdict"] != "permitted" and not healthy():
+        if device == "cuda" and result["cuda"].get("verdict") != "permitted" and not healthy():
             return False  # in a new process
     return True
