@@ -2,6 +2,7 @@
 
 import json
 import time
+import types
 
 import pytest
 import torch
@@ -165,13 +166,27 @@ def test_a_disagreement_is_named(on_tape):
         "x.sum().item(): permitted by CUDA, refused by the tape",
         "x.add_(h): other contents after 3 replays",
     ]
-    known = {'x.to("cpu")': {"cuda": {"verdict": "refused"}}}
+    known = {"torch.save(x, io.BytesIO())": {"cuda": {"verdict": "refused"}}}
     assert blocks.disagreements(known) == [] and len(blocks.disagreements(known, differs=True)) == 1
 
 
 @pytest.mark.parametrize("number", range(len(record.records())))
 def test_the_tape_does_what_cuda_was_seen_to_do(number):
-    assert blocks.disagreements(record.results(record.records()[number], "blocks")) == []
+    seen = record.results(record.records()[number], "blocks")
+    assert blocks.disagreements(seen) + blocks.wrong_rows(seen) == []
+
+
+def test_a_wrong_row_is_named(monkeypatch):
+    def row(verdict):
+        return types.SimpleNamespace(verdict=verdict, tape=None, block=lambda x, h: x.add_(1))
+
+    monkeypatch.setattr(blocks, "rows", lambda: {"row: a": row("permitted"), "row: b": row("refused: host sync")})
+    kept = {"verdict": "refused", "capture": "kept"}
+    assert blocks.wrong_rows({"row: a": {"cuda": kept}, "row: b": {"cuda": kept}}) == [
+        "row: a: refused by CUDA, permitted by the table",
+        "row: b: after the error the capture was kept, refused: host sync by the table",
+    ]
+    assert blocks.observe("row: a", "cpu")["contents"] == {"x": [7, 4, 9, 6.5], "result 0": [7, 4, 9, 6.5]}
 
 
 # ----------------------------------------------------------------------------------------- parity, race, chapters

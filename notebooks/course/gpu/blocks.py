@@ -1,8 +1,8 @@
 """Small pieces of code, each captured in a CUDA graph and on the tape of chapter 06: who permits what?
 
-A line of ``LINES`` runs with the names of ``things``. A comment after two spaces says how to judge it: ``# random``,
-contents are not compared; ``# differs: why``, the tape is known to judge otherwise. Besides there are whole steps of
-every variant. What is stored of each: the verdict, the message, whether the capture was kept after an error that was
+They are the rows of the tape's own table of verdicts (``course.graph_table``), more lines, and whole steps of every
+variant. A line of ``LINES`` runs with the names of ``things``. A comment after two spaces says how to judge it:
+``# random``, contents are not compared; ``# differs: why``, the tape is known to judge otherwise. What is stored of each: the verdict, the message, whether the capture was kept after an error that was
 caught, and what all tensors hold after three replays, between which x, y and the host's h have changed.
 """
 
@@ -71,7 +71,7 @@ torch.repeat_interleave(x, 2)
 torch.repeat_interleave(x, i)
 torch.repeat_interleave(x, i, output_size=6)
 torch.nn.functional.one_hot(i)
-torch.nn.functional.one_hot(i, 4)
+torch.nn.functional.one_hot(i, 4)  # differs: the CPU's kernel asks the host for the values
 torch.tensor(2.0, device=x.device)
 torch.tensor(2.0).to(x.device)  # differs: on a CPU this is no call
 x.new_tensor(2.0)
@@ -160,6 +160,23 @@ def lines() -> dict[str, str]:
     return {code: remark for code, _, remark in parted}
 
 
+def rows() -> dict:
+    """The rows of the tape's table by name; where the table is not there, none."""
+    if importlib.util.find_spec("course.graph_table") is None:
+        return {}
+    return {f"row: {row.name}": row for row in importlib.import_module("course.graph_table").TABLE}
+
+
+def row_block(row, device: str) -> tuple[dict, Callable, Callable]:
+    """A row's block, with its x on the device and its h on the host."""
+    x, h = torch.tensor([1.0, -2.0, 3.0, 0.5], device=device), torch.ones(4)
+
+    def change():
+        x.add_(1), h.add_(10)
+
+    return {"x": x}, lambda: row.block(x, h), change
+
+
 def things(device: str) -> dict:
     """What the lines work on, by name. On the device: x, y, a, i, m, c and the parameter w; on the host: h, hv."""
     tensor = functools.partial(torch.tensor, device=device)
@@ -241,12 +258,23 @@ def steps(device: str) -> dict[str, Callable]:
 def remarks(device: str) -> dict[str, str]:
     """All blocks, each with the remark on how to judge it."""
     plain = "differs: torch and adamlib refuse to be captured; the tape lets them in, to show why"
-    return lines() | {name: "" if "capturable" in name else plain for name in steps(device)}
+    found = {name: "" if "capturable" in name else plain for name in steps(device)}
+    for name, row in rows().items():
+        random = "random" * any(word in name for word in ("random", "multinomial", "generator"))
+        found[name] = random + "differs: by the table" * (row.tape is not None)
+    return lines() | found
+
+
+def maker(name: str, device: str) -> Callable:
+    """What makes a block by its name: a function of the device that returns its tensors, the block, and a change."""
+    if name in rows():
+        return functools.partial(row_block, rows()[name])
+    return steps(device).get(name) or functools.partial(line, name)
 
 
 def observe(name: str, device: str) -> dict:
     """What happens to the block when it is captured, on CUDA or (device "cpu") on the tape, and replayed."""
-    make = steps(device).get(name) or functools.partial(line, name)
+    make = maker(name, device)
     torch_adam = importlib.import_module("torch.optim.adam")  # torch's capturable form asks where it runs
     devices = unittest.mock.patch.object(
         torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"]
@@ -330,6 +358,20 @@ def same_contents(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(
         len(one[name]) == len(other[name]) and all(map(close, one[name], other[name])) for name in one
     )
+
+
+def wrong_rows(results: dict[str, dict]) -> list[str]:
+    """The rows of the tape's table that say something else than CUDA was seen to do, a sentence each."""
+    found = []
+    for name, row in rows().items():
+        cuda = results.get(name, {}).get("cuda", {})
+        if "verdict" not in cuda or row.verdict == "not known":
+            continue
+        if row.verdict.partition(":")[0] != cuda["verdict"]:
+            found.append(f"{name}: {cuda['verdict']} by CUDA, {row.verdict} by the table")
+        elif cuda["verdict"] == "refused" and (row.verdict == "refused: host sync") != (cuda["capture"] == "lost"):
+            found.append(f"{name}: after the error the capture was {cuda['capture']}, {row.verdict} by the table")
+    return found
 
 
 def disagreements(results: dict[str, dict], differs: bool = False) -> list[str]:
