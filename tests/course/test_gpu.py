@@ -92,10 +92,12 @@ def test_texts_name_no_folder_of_this_machine():
 
 def test_a_record_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "gpu.json"
-    write({"a": 1}, file)
+    what = {"a": [1, 2.5, "x"], "b": [[], ["[\n 3,\n 4\n]"], [{"c": [1]}]]}
+    write(what, file)
     with pytest.raises(ValueError):
         write({"a": float("nan")}, file)
-    assert json.loads(file.read_text(encoding="utf-8")) == {"a": 1}
+    text = file.read_text(encoding="utf-8")
+    assert json.loads(text) == what and ' "a": [1, 2.5, "x"],' in text  # a list, a line
 
 
 # ---------------------------------------------------------------------------------------------- the command line

@@ -3,7 +3,7 @@
 They are the rows of the tape's own table of verdicts (``course.graph_table``), more lines, and whole steps of every
 variant. A line of ``LINES`` runs with the names of ``things``. A comment after two spaces says how to judge it:
 ``# random``, contents are not compared; ``# differs: why``, the tape is known to judge otherwise. What is stored of each: the verdict, the message, whether the capture was kept after an error that was
-caught, and what all tensors hold after three replays, between which x, y and the host's h have changed.
+caught, and what the tensors that have changed hold after three replays, between which x, y and the host's h change.
 """
 
 import contextlib
@@ -284,11 +284,14 @@ def observe(name: str, device: str) -> dict:
         made = []
         _aside(lambda: made.extend(make(device)), device)  # with the first step of an optimizer
         tensors, block, change = made
+        before = {name: _numbers(tensor) for name, tensor in tensors.items()}
         seen = _capture(tensors, block, device)
         graph, result = seen.pop("graph"), seen.pop("result")
         seen["eager"] = eager.get("error", "runs")
         if graph is not None:
             seen |= attempt(lambda: {"contents": _replayed(graph, tensors, result, change)})
+            held = seen.get("contents", {})
+            seen |= {"contents": {name: held[name] for name in held if held[name] != before.get(name)}} if held else {}
     return seen
 
 
@@ -416,6 +419,9 @@ def run(done: set[str], device: str, tell) -> bool:
         tell(name)
         sides = ["cuda"] * (device == "cuda") + ["tape"] * ("triton" not in name)
         result = {side: attempt(lambda: observe(name, "cpu" if side == "tape" else "cuda")) for side in sides}
+        on_cuda, on_tape = (result.get(side, {}).get("contents") for side in ("cuda", "tape"))
+        if on_cuda and on_tape and same_contents(on_cuda, on_tape):
+            result["tape"]["contents"] = "as in the CUDA graph"
         tell(name, result)
         if device == "cuda" and result["cuda"].get("verdict") != "permitted" and not healthy():
             return False  # in a new process

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -138,5 +139,8 @@ def without_paths(text: str) -> str:
 def write(record: dict, file: pathlib.Path) -> None:
     """Store the record as JSON; a run that is killed meanwhile leaves the former file."""
     new = file.with_name(file.name + ".new")
-    new.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    # a list of numbers or words on one line; a line break inside a text is written as two characters, so none is hit
+    text = re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]", text)
+    new.write_text(text + "\n", encoding="utf-8")
     os.replace(new, file)
