@@ -212,6 +212,12 @@ def test_who_takes_bfloat16_moments_on_a_cpu():
     assert found.keys() == {"torch", "adamlib"} and all("RuntimeError" in text for text in found.values())
 
 
+def test_a_refused_step_leaves_the_count_alone_in_adamlib():
+    seen = parity.refused_step("cpu")
+    assert "RuntimeError" in seen["torch"]["step"]
+    assert (seen["adamlib"]["count"], seen["adamlib"]["moved"]) == (0, False) and "exp_avg" in seen["adamlib"]["step"]
+
+
 def test_a_prediction_is_the_longer_of_two_times():
     known = dict(bytes_per_second=1e9, seconds_per_call=5e-6, seconds_per_call_in_a_graph=1e-6)
     counted = dict(bytes=2000, calls=1)

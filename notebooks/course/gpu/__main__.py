@@ -4,7 +4,7 @@
     python -m course.gpu --dry-run    what needs no GPU, on tiny sets, to a file that is thrown away
 
 It needs one GPU, torch (written for 2.11), triton, pytest and matplotlib. Five parts, each with its share of the time:
-the tests marked ``cuda``; some 140 small blocks in a CUDA graph beside the tape of chapter 06; every variant beside
+the tests marked ``cuda``; some 200 small blocks in a CUDA graph beside the tape of chapter 06; every variant beside
 torch's; the time of a step beside its prediction; the cells of chapters 05 and 06. Each result is stored at once.
 Where a run was stopped or its time was over, the same command goes on with the rest.
 

@@ -104,6 +104,20 @@ def bfloat16_moments(device: str) -> dict:
     return seen
 
 
+def refused_step(device: str) -> dict:
+    """A fused step that the kernel does not take, with moments in float16: has anything been written before it says so?"""
+    seen = {}
+    for name, cls in (("torch", torch.optim.Adam), ("adamlib", adamlib.Adam)):
+        p = torch.ones(3, device=device, requires_grad=True)
+        p.grad = torch.ones(3, device=device)
+        optimizer = cls([p], fused=True)
+        m, v = (torch.zeros(3, dtype=torch.float16, device=device) for _ in range(2))
+        optimizer.state[p].update(step=torch.zeros((), device=device), exp_avg=m, exp_avg_sq=v)
+        said = attempt(lambda: optimizer.step() or {}).get("error", "taken")
+        seen[name] = {"step": said, "count": optimizer.state[p]["step"].item(), "moved": p.tolist() != [1.0] * 3}
+    return seen
+
+
 def run(done: set[str], device: str, tell) -> bool:
     triton = device == "cuda" and importlib.util.find_spec("triton")
     items = {
@@ -111,4 +125,6 @@ def run(done: set[str], device: str, tell) -> bool:
         for variant in VARIANTS if triton or variant != "triton"
         for dtype in DTYPES if (variant, dtype) != ("triton", torch.float64)
     }
-    return each(items | {"bfloat16 moments": functools.partial(bfloat16_moments, device)}, done, tell)
+    items["bfloat16 moments"] = functools.partial(bfloat16_moments, device)
+    items["a refused step"] = functools.partial(refused_step, device)
+    return each(items, done, tell)
