@@ -28,7 +28,7 @@ from course.gpu.record import SCHEMA, summary, troubles
 from course.gpu.run import Part, run_parts, write
 
 PARTS = [
-    Part("tests", "course.gpu.checks.run_tests", 120),
+    Part("tests", "course.gpu.checks.run_tests", 120, item_seconds=90),
     Part("blocks", "course.gpu.blocks.run", 100),
     Part("parity", "course.gpu.parity.run", 60),
     Part("race", "course.gpu.race.run", 110),
