@@ -188,7 +188,8 @@ def test_a_wrong_row_is_named(monkeypatch):
         "row: a: refused by CUDA, permitted by the table",
         "row: b: after the error the capture was kept, refused: host sync by the table",
     ]
-    assert blocks.observe("row: a", "cpu")["contents"] == {"x": [7, 4, 9, 6.5], "result 0": [7, 4, 9, 6.5]}
+    after = [8.125, -2, 14.875, 6.4375]  # three times x ← 1.5 x, and the replay's x ← x + 1
+    assert blocks.observe("row: a", "cpu")["contents"] == {"x": after, "result 0": after}
 
 
 # ----------------------------------------------------------------------------------------- parity, race, chapters

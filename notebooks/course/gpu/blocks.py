@@ -172,7 +172,7 @@ def row_block(row, device: str) -> tuple[dict, Callable, Callable]:
     x, h = torch.tensor([1.0, -2.0, 3.0, 0.5], device=device), torch.ones(4)
 
     def change():
-        x.add_(1), h.add_(10)
+        x.mul_(1.5), h.add_(10)  # x keeps its signs, of which some rows count the positive ones
 
     return {"x": x}, lambda: row.block(x, h), change
 
