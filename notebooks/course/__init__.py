@@ -8,9 +8,10 @@
 ``graph_tape``      captures and replays a step on the CPU as a CUDA graph does it
 ``two_processes``   trains the same model on two processes
 ``benchmark``       times the variants against ``torch.optim`` and the memory's speed
+``gpu``             what to run on the day a GPU is there
 ``parameter_sets``  shapes of the models that the others measure on
 """
 
 import pathlib
 
-RECORDED = pathlib.Path(__file__).parents[1] / "recorded"  # runs of the benchmark, with the machine and the day
+RECORDED = pathlib.Path(__file__).parents[1] / "recorded"  # runs of the benchmark and on GPUs, with the machine and the day
