@@ -69,8 +69,8 @@ def windows(gradients="waking up", t=12, **settings):
     sequence of numbers.  t: the step to start at (int >= 1).
     beta1=0.9, beta2=0.999, eps=0.0, amsgrad=False: Adam's options.
     correction=True: bias correction that follows t; False: none; a number: frozen at that step, as in a captured graph.
-    dial: the preset's own number: the zeros before it wakes up, or between two awakenings; the growth a step; the
-    signal-to-noise ratio.  For a sequence of numbers, the zeros before its first.
+    dial: the preset's own number: the zeros before it wakes up, or between two awakenings; the growth a step,
+    after 10,000 gradients of 1; the signal-to-noise ratio.  For a sequence of numbers, the zeros before its first.
     Where no script runs, a still of the same moment is seen. Below it stands, in words, what is to be seen.
     Raises ValueError for settings that leave nothing to show.
     """

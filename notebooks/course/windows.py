@@ -39,7 +39,7 @@ PRESETS = {  # name -> (what its dial says, where the dial starts)
     "constant": (None, None),
     "waking up": ("zeros before", 20_000),
     "second awakening": ("zeros between", 3_000),  # after 1,000 ones
-    "growing": ("growth a step", 1.05),
+    "growing": ("growth a step", 1.05),  # after 10,000 ones
     "extremal": (None, None),
     "noise": ("signal to noise", 0.5),
     "digits": (None, None),
@@ -98,7 +98,7 @@ def stream(now):
     if now.preset == "growing":
         if not 0 < now.dial < math.inf or abs(math.log(now.dial)) * n > 300:
             raise ValueError(f"{n} gradients that grow by {now.dial} a step leave the range of numbers")
-        return [], now.dial ** np.arange(n)
+        return [(1.0, 10_000)], now.dial ** np.arange(1, n + 1)
     if now.preset == "extremal":
         return [], extremal_gradients(now.beta1, now.beta2, n)
     if now.preset == "noise":
@@ -255,6 +255,12 @@ def label(now, seen, name):
 def title(now, seen):
     """The claim that the numbers at t bear out."""
     (m, v), ratio = ("m̂", "v̂") if now.correction is not False else ("m", "v"), seen.ratio[now.t - 1]
+    if not isinstance(now.correction, bool):
+        return f"The correction is frozen at step {now.correction}: the step is {number(ratio)} α"
+    if seen.held < now.t:
+        return f"AMSGrad remembers: the step is {number(ratio)} α"
+    if now.correction and abs(ratio) > 0.9995 * seen.bound[now.t - 1] > 1.005:
+        return f"No gradients make a longer step: it is {number(ratio)} α"
     place = "and" if 0.995 < abs(ratio) < 1.005 else "is ahead of" if abs(ratio) > 1 else "is behind"
     return f"{m} {place} √{v}{' agree' * (place == 'and')}: the step is {number(ratio)} α"
 
@@ -318,10 +324,16 @@ def _draw_stream(ax, now, seen):
     steps = np.arange(1, now.shown + 1)
     height = np.clip(seen.gradients / seen.largest, -1.3, 1.3)
     for part, color in ((steps > now.t, "#D9D9D9"), (steps <= now.t, COLORS["green"])):
-        ax.fill_between(*_bars(steps[part], height[part]), color=color, linewidth=0)
-    if lead := _lead(now, seen):
+        ax.fill_between(*_bars(now, steps[part], height[part]), color=color, linewidth=0)
+    lead, was = _lead(now, seen)
+    if was:
+        earlier = _bars(now, np.arange(1 - lead, 1), np.full(lead, was / seen.largest))
+        ax.fill_between(*earlier, color=COLORS["green"], linewidth=0)
+    elif lead:
         ax.plot([1 - lead, 0.4], [0, 0], color=COLORS["grey"], linestyle="-", linewidth=4, solid_capstyle="butt")
-        ax.text(0.2, 0.08, "asleep", color="#595959", fontsize=14, ha="right")
+    if lead:
+        x, words, side = (1 - lead, f"{was:g} for long", "left") if was else (0.2, "asleep", "right")
+        ax.text(x, was / seen.largest + 0.08, words, color="#595959", fontsize=14, ha=side)
     ax.axvline(now.t, color=COLORS["black"], linestyle=":", linewidth=1.5)
     ax.set(ylim=(1.3 * min(0, height[: now.t].min()), 1.3), yticks=[], ylabel="gradient")
     ax.set_xlim(0.4 - lead, now.shown + 1)
@@ -329,14 +341,14 @@ def _draw_stream(ax, now, seen):
 
 
 def _draw_ratio(ax, now, seen):
-    steps, lead = np.arange(1, now.shown + 1), _lead(now, seen)
+    steps, (lead, was) = np.arange(1, now.shown + 1), _lead(now, seen)
     highest = max(1, np.abs(seen.ratio).max())
     bound = seen.bound[-1] if np.isfinite(seen.bound[-1]) else math.inf
     ax.plot(steps, np.minimum(seen.bound, 1e9), color="#595959", linestyle="--", linewidth=1.8)
     thick = 2.5 if now.shown <= 300 else 1.2
     ax.plot(steps, seen.ratio, color="#BFBFBF", linestyle="-", linewidth=thick)
     if lead:
-        ax.plot([1 - lead, 0, 1], [0, 0, seen.ratio[0]], color=COLORS["black"], linestyle="-")
+        ax.plot([1 - lead, 0, 1], [was, was, seen.ratio[0]], color=COLORS["black"], linestyle="-")
     ax.plot(steps[: now.t], seen.ratio[: now.t], color=COLORS["black"], linestyle="-", linewidth=thick)
     ax.axvline(now.t, color=COLORS["black"], linestyle=":", linewidth=1.5)
     ax.plot(now.t, seen.ratio[now.t - 1], "o", color=COLORS["black"], markersize=9)
@@ -363,14 +375,18 @@ def _draw_window(ax, seen, name, color):
 
 
 def _lead(now, seen):
-    """Steps of the axis that show the zeros before the stream."""
-    return min(seen.before[-1][1], now.shown // 5) if seen.before else 0
+    """How many steps of the axis show the run of zeros, or of ones, before the stream; and which of the two it is.
+
+    A long run of ones makes steps of 1 α, so that the value stands for the step, too."""
+    value, count = seen.before[-1] if seen.before else (0, 0)
+    return min(count, now.shown // 5), value
 
 
-def _bars(x, y):
+def _bars(now, x, y):
     """The outline of bars at x, apart as long as they are few."""
-    half = 0.4 if len(x) <= 120 else 0.5
-    corners = [x - half, x - half, x + half, x + half]
+    if now.shown > 120:
+        return np.column_stack([x - 0.5, x + 0.5]).ravel(), np.column_stack([y, y]).ravel()
+    corners = [x - 0.4, x - 0.4, x + 0.4, x + 0.4]
     return np.column_stack(corners).ravel(), np.column_stack([0 * y, y, y, 0 * y]).ravel()
 
 

@@ -161,8 +161,12 @@ def test_the_presets_are_the_ones_the_theory_knows():
     waking = windows.see(windows.moment("waking up", 12))
     expected = constant_after_zeros_ratio(0.9, 0.999, np.arange(1, 61), 20_000)
     np.testing.assert_allclose(waking.ratio, expected, rtol=1e-10)
-    growing = windows.see(windows.moment("growing", 30, dial=1.1))
-    np.testing.assert_allclose(growing.ratio[29], growth_ratio(1.1, 0.9, 0.999, 30), rtol=1e-10)
+    growing, (m, v) = windows.see(windows.moment("growing", 30, dial=1.1)), (1, 1)  # after endless ones
+    for g in 1.1 ** np.arange(1, 31):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    np.testing.assert_allclose(growing.ratio[29], m / np.sqrt(v), rtol=1e-4)
+    late = windows.see(windows.moment("growing", 1000, dial=1.01)).ratio[999]
+    np.testing.assert_allclose(late, growth_ratio(1.01, 0.9, 0.999), rtol=1e-4)
     extremal = windows.see(windows.moment("extremal", 40))
     np.testing.assert_allclose(extremal.ratio, worst_ratio(0.9, 0.999, np.arange(1, 61)), rtol=1e-10)
     noise = windows._noise(3000)
@@ -170,6 +174,25 @@ def test_the_presets_are_the_ones_the_theory_knows():
     second = windows.moment("second awakening", 12)
     assert windows.see(second).ratio.max() < waking.ratio.max()
     assert windows.see(second._replace(amsgrad=True)).ratio.max() < windows.see(second).ratio.max()
+
+
+@pytest.mark.parametrize(
+    "gradients, t, options, words",
+    [
+        ("waking up", 12, {}, "m̂ is ahead of √v̂: the step is 6.57 α"),
+        ("constant", 12, {}, "m̂ and √v̂ agree: the step is 1.00 α"),
+        ("constant", 12, dict(correction=False), "m is ahead of √v: the step is 6.57 α"),
+        ("constant", 12, dict(correction=1), "The correction is frozen at step 1: the step is 2.08 α"),
+        ("second awakening", 12, dict(amsgrad=True), "AMSGrad remembers: the step is 0.89 α"),
+        ("waking up", 12, dict(amsgrad=True), "m̂ is ahead of √v̂: the step is 6.57 α"),  # nothing to remember
+        ("extremal", 50, {}, "No gradients make a longer step: it is 1.61 α"),
+        ("extremal", 1, {}, "m̂ and √v̂ agree: the step is 1.00 α"),
+        ([3, 1, 0.1], 3, {}, "m̂ is behind √v̂: the step is 0.69 α"),
+    ],
+)
+def test_the_title_says_what_the_picture_is_about(gradients, t, options, words):
+    now = windows.moment(gradients, t, **options)
+    assert windows.title(now, windows.see(now)) == words
 
 
 def test_a_window_is_the_weights_of_the_average():
