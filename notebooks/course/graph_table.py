@@ -18,9 +18,10 @@ The verdicts
 Where the tape, which has a CPU only, cannot give CUDA's verdict, the row has the tape's in ``tape``: ``differences()``
 lists those rows. Nobody knows all of what CUDA refuses; the table is complete for its rows alone.
 
-Sources are files of PyTorch 2.13 (``native`` is aten/src/ATen/native) and its documentation. Copies between host and
-device are checked since torch 2.11 (pull request 172156); before, CUDA refused them as host syncs, or a pinned buffer
-in between let them pass with stale contents. The rows say what the sources say; they have not been run on a GPU.
+Sources are files of PyTorch 2.13 (``native`` is aten/src/ATen/native) and its documentation. A refusal's file holds the
+reason after the colon. A kernel's file is where it is launched; that nothing there waits for the host is for a GPU to
+confirm, as none has run these rows yet. Copies between host and device are checked since January 2026 (pull request
+172156); before, CUDA refused them as host syncs, or they passed and a replay read what lay in the host's memory then.
 """
 
 import fnmatch
@@ -215,22 +216,23 @@ def _indices(x):
 def _capturable_step(x, h):
     weight, (m, v), t = x.clone(), (torch.zeros_like(x), torch.zeros_like(x)), torch.zeros((), device=x.device)
     adam([weight], [x * 2], [m], [v], [], [t], capturable=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=0.1,
-         weight_decay=0.0, eps=1e-8, maximize=False)  # fmt: skip
+         weight_decay=0.0, eps=1e-8, maximize=False)
     return weight, m, v, t
 
 
 def _filled(x, device):
     made = [torch.full((4,), 2.0, device=device), torch.zeros(4, device=device), torch.ones(4, device=device),
-            torch.arange(4, device=device), torch.linspace(0, 1, 4, device=device), torch.scalar_tensor(2, device=device),
-            torch.full_like(x, 3), torch.zeros_like(x), torch.ones_like(x), x.new_full((4,), 3), x.new_zeros(4),
-            x.new_ones(4), (x * 2).zero_(), torch.eye(4, device=device)]  # fmt: skip
+            torch.arange(4, device=device), torch.linspace(0, 1, 4, device=device),
+            torch.scalar_tensor(2, device=device), torch.eye(4, device=device), torch.full_like(x, 3),
+            torch.zeros_like(x), torch.ones_like(x), x.new_full((4,), 3), x.new_zeros(4), x.new_ones(4),
+            (x * 2).zero_()]
     torch._foreach_zero_(made[:2])
     return [x + tensor for tensor in made]
 
 
 def _products(matrix, x):
     return (matrix @ matrix, matrix @ x, F.linear(matrix, matrix, x), torch.addmv(x, matrix, x), x @ x,
-            matrix[None] @ matrix[None], torch.baddbmm(matrix[None], matrix[None], matrix[None]))  # fmt: skip
+            matrix[None] @ matrix[None], torch.baddbmm(matrix[None], matrix[None], matrix[None]))
 
 
 def _convolution(image):
@@ -261,7 +263,8 @@ TABLE: tuple[Row, ...] = (
     Row("if x.sum() > 0", HOST_SYNC, NOTES + ": no control flow on values; bool() is .item()",
         lambda x, h: 1 if x.sum() > 0 else 2),
     Row("float(x[0])", HOST_SYNC, CUDA + "CUDAScalar.cu", lambda x, h: float(x[0])),
-    Row("an index from the device: h[x.argmax()]", HOST_SYNC, "torch/csrc/autograd/python_variable_indexing.cpp: .item()",
+    Row("an index from the device: h[x.argmax()]", HOST_SYNC,
+        "torch/csrc/autograd/python_variable_indexing.cpp: .item()",
         lambda x, h: h[x.argmax()]),
     Row("torch.equal(x, x)", HOST_SYNC, CUDA + "Equal.cpp: .item()", lambda x, h: torch.equal(x, x), ops="equal"),
     Row("torch.allclose(x, x)", HOST_SYNC, NATIVE + "TensorCompare.cpp: .item()", lambda x, h: torch.allclose(x, x)),
@@ -269,23 +272,27 @@ TABLE: tuple[Row, ...] = (
         functions=(Tensor.__repr__, Tensor.__format__), when=_first_on_device),
     Row("x[x > 0]", HOST_SYNC, NATIVE + "IndexingUtils.h: a mask becomes nonzero()", lambda x, h: x[x > 0],
         ops="index", when=_masked),
-    Row("x[x > 0] = a tensor of the device", HOST_SYNC, NATIVE + "TensorAdvancedIndexingUtils.h: the shortcut wants a CPU value",
+    Row("x[x > 0] = a tensor of the device", HOST_SYNC,
+        NATIVE + "TensorAdvancedIndexingUtils.h: the shortcut wants a CPU value",
         lambda x, h: x.index_put_((x > 0,), x.mean()),
         ops="index_put", when=_masked_by_values),
     Row("x.masked_fill(x > 0, x.mean())", HOST_SYNC, CUDA + "Indexing.cu: value.item()",
         lambda x, h: x.masked_fill(x > 0, x.mean()), ops="masked_fill", when=_value_on_device),
-    Row("x.nonzero()", HOST_SYNC, CUDA + "Nonzero.cu: the count goes to the host", lambda x, h: x.nonzero(), ops="nonzero"),
-    Row("x.masked_select(x > 0)", HOST_SYNC, CUDA + "IndexKernel.cpp: by nonzero()", lambda x, h: x.masked_select(x > 0),
-        ops="masked_select"),
+    Row("x.nonzero()", HOST_SYNC, CUDA + "Nonzero.cu: the count goes to the host", lambda x, h: x.nonzero(),
+        ops="nonzero"),
+    Row("x.masked_select(x > 0)", HOST_SYNC, CUDA + "IndexKernel.cpp: by nonzero()",
+        lambda x, h: x.masked_select(x > 0), ops="masked_select"),
     Row("torch.where(x > 0)", HOST_SYNC, NATIVE + "TensorCompare.cpp: nonzero()", lambda x, h: torch.where(x > 0)),
     Row("x.unique()", HOST_SYNC, CUDA + "UniqueCub.cu: the count goes to the host", lambda x, h: x.unique(),
         ops="_unique2"),
     Row("torch.bincount(i)", HOST_SYNC, CUDA + "SummaryOps.cu: the largest value decides the size",
         lambda x, h: torch.bincount(_indices(x)), ops="bincount"),
-    Row("torch.linalg.inv", HOST_SYNC, "docs: torch.linalg.inv, synchronizes; " + NATIVE + "BatchLinearAlgebra.cpp: .item()",
+    Row("torch.linalg.inv", HOST_SYNC,
+        "docs: torch.linalg.inv, synchronizes; " + NATIVE + "BatchLinearAlgebra.cpp: .item()",
         lambda x, h: torch.linalg.inv(x[:, None] * x + torch.eye(4, device=x.device)), ops="_linalg_check_errors"),
     Row("torch.normal(x, std of the device)", HOST_SYNC, NATIVE + "DistributionTemplates.h: std.min() >= 0 is asked",
-        lambda x, h: torch.normal(x, x.abs()), ops="normal", when=lambda g: any(map(g.on_device, tensors_in(g.args[1:])))),
+        lambda x, h: torch.normal(x, x.abs()), ops="normal",
+        when=lambda g: any(map(g.on_device, tensors_in(g.args[1:])))),
     Row("clip_grad_norm_, error_if_nonfinite", HOST_SYNC, "torch/nn/utils/clip_grad.py: if",
         lambda x, h: _clip(x, error_if_nonfinite=True)),
     Row("GradScaler.step of a plain optimizer", HOST_SYNC, "torch/amp/grad_scaler.py: found_inf.item()", _scaled_step),
@@ -319,7 +326,8 @@ TABLE: tuple[Row, ...] = (
     Row('x.to("cpu")', HOST_MEMORY, CUDA + "Copy.cu", lambda x, h: x.to("cpu") + h),
     Row("x.cpu(), x.tolist()", HOST_MEMORY, CUDA + "Copy.cu; torch/csrc/utils/tensor_list.cpp", lambda x, h: x.tolist(),
         functions=(Tensor.cpu, Tensor.tolist, Tensor.numpy, Tensor.__array__), when=_first_on_device),
-    Row("torch.tensor(2.0, device=x.device)", HOST_MEMORY, "torch/csrc/utils/tensor_new.cpp: made on the host, then copied",
+    Row("torch.tensor(2.0, device=x.device)", HOST_MEMORY,
+        "torch/csrc/utils/tensor_new.cpp: made on the host, then copied",
         lambda x, h: x * torch.tensor(2.0, device=x.device)),
     Row("x.new_tensor(2.0)", HOST_MEMORY, "torch/csrc/utils/tensor_new.cpp", lambda x, h: x * x.new_tensor(2.0),
         functions=(Tensor.new_tensor,), when=_first_on_device),
@@ -334,11 +342,13 @@ TABLE: tuple[Row, ...] = (
     # -------------------------------------------------------------------- torch's own checks
     Row("torch.optim.Adam(capturable=False)", BY_TORCH, "torch/optim/optimizer.py: _cuda_graph_capture_health_check",
         lambda x, h: _step(x, torch.optim.Adam, foreach=False), tape=PERMITTED),
-    Row("torch.optim.Adam(fused=True), not capturable", BY_TORCH, "torch/optim/optimizer.py: _cuda_graph_capture_health_check",
+    Row("torch.optim.Adam(fused=True), not capturable", BY_TORCH,
+        "torch/optim/optimizer.py: _cuda_graph_capture_health_check",
         lambda x, h: _step(x, torch.optim.Adam, fused=True), tape=PERMITTED),
     Row("adamlib.Adam(capturable=False)", BY_TORCH, "adamlib/optimizer.py, as torch's",
         lambda x, h: _step(x, adamlib.Adam, foreach=False), tape=PERMITTED),
-    Row("a generator that is not registered", BY_TORCH, "aten/src/ATen/cuda/CUDAGeneratorImpl.cpp; docs: torch.cuda.CUDAGraph",
+    Row("a generator that is not registered", BY_TORCH,
+        "aten/src/ATen/cuda/CUDAGeneratorImpl.cpp; docs: torch.cuda.CUDAGraph",
         lambda x, h: x.normal_(generator=torch.Generator(x.device)), tape=PERMITTED),
 
     # -------------------------------------------------------------------- what the host's values become
@@ -351,8 +361,8 @@ TABLE: tuple[Row, ...] = (
         lambda x, h: x.index_put_((x > 0,), torch.tensor(0.0)), ops="index_put"),
     Row("x.fill_(a host scalar)", PERMITTED, NATIVE + "Fill.cpp: .item() of a host tensor",
         lambda x, h: x.fill_(h.sum()), ops="fill", replays=FROZEN),
-    Row("x * h.sum().item()", PERMITTED, "Python: a number is an argument of the launch", lambda x, h: x * h.sum().item(),
-        replays=FROZEN),
+    Row("x * h.sum().item()", PERMITTED, "Python: a number is an argument of the launch",
+        lambda x, h: x * h.sum().item(), replays=FROZEN),
 
     # -------------------------------------------------------------------- memory without a launch
     Row("torch.empty_like(x).add_(x)", PERMITTED, NOTES + ": a private pool keeps the memory; empty launches nothing",
@@ -364,7 +374,8 @@ TABLE: tuple[Row, ...] = (
         lambda x, h: (x.exp().mul_(2).clamp(max=x.mean()), torch.where(x > 0, x, 0.0), x.lerp(x * 2, 0.1)),
         tag=torch.Tag.pointwise),
     Row("reductions", PERMITTED, CUDA + "Reduce.cuh",
-        lambda x, h: [getattr(x, name)() for name in REDUCTIONS.split()] + [x.logsumexp(0), torch.var_mean(x), x.norm()],
+        lambda x, h: [getattr(x, name)() for name in REDUCTIONS.split()]
+        + [x.logsumexp(0), torch.var_mean(x), x.norm()],
         ops=f"{REDUCTIONS} logsumexp var_mean linalg_vector_norm"),
     Row("filled tensors, made with device=x.device", PERMITTED, CUDA + "FillKernel.cu, RangeFactories.cu",
         lambda x, h: _filled(x, x.device),
@@ -377,8 +388,10 @@ TABLE: tuple[Row, ...] = (
         lambda x, h: _products(_image(x)[0, 0], x), ops="mm mv addmm addmv bmm baddbmm dot"),
     Row("linear, softmax, cross entropy, backward", PERMITTED, NOTES + ": whole-network capture",
         _backward(lambda w: F.cross_entropy((w[:, None] * w).softmax(1), _indices(w))),
-        ops="_softmax _log_softmax _softmax_backward_data _log_softmax_backward_data nll_loss_forward nll_loss_backward"),
-    Row("convolution, batch norm, pooling", PERMITTED, CUDA + "Normalization.cu, DilatedMaxPool2d.cu; native/Convolution.cpp",
+        ops="_softmax _log_softmax _softmax_backward_data _log_softmax_backward_data nll_loss_forward "
+            "nll_loss_backward"),
+    Row("convolution, batch norm, pooling", PERMITTED,
+        CUDA + "Normalization.cu, DilatedMaxPool2d.cu; native/Convolution.cpp",
         _backward(lambda w: _convolution(_image(w))),
         ops="convolution convolution_backward native_batch_norm native_batch_norm_backward max_pool2d_with_indices "
             "max_pool2d_with_indices_backward _adaptive_avg_pool2d _adaptive_avg_pool2d_backward"),
@@ -390,7 +403,8 @@ TABLE: tuple[Row, ...] = (
         ops="mse_loss mse_loss_backward binary_cross_entropy_with_logits"),
     Row("attention", PERMITTED, "native/transformers/cuda/attention.cu: its random state is a PhiloxCudaState",
         _backward(lambda w: F.scaled_dot_product_attention(*[_image(w)] * 3)), ops="_scaled_dot_product_*"),
-    Row("embedding, backward", PERMITTED, CUDA + "EmbeddingBackwardKernel.cu: the number of segments stays on the device",
+    Row("embedding, backward", PERMITTED,
+        CUDA + "EmbeddingBackwardKernel.cu: the number of segments stays on the device",
         _backward(lambda w: F.embedding(_indices(w), w[:, None])), ops="embedding embedding_dense_backward"),
     Row("x[device index]", PERMITTED, CUDA + "IndexKernel.cu, Indexing.cu",
         lambda x, h: (x[_indices(x)], x.index_select(0, _indices(x)), x.index_add(0, _indices(x), x)),
@@ -405,10 +419,12 @@ TABLE: tuple[Row, ...] = (
         ops="cat stack constant_pad_nd flip roll repeat tril triu"),
     Row("backward of views", PERMITTED, "native/TensorShape.cpp: zeros and a copy", _backward(lambda w: w[0] * w[1:]),
         ops="select_backward slice_backward"),
-    Row("sort, topk", PERMITTED, CUDA + "Sort.cpp, TensorTopK.cpp", lambda x, h: (x.sort(), x.topk(2)), ops="sort topk"),
+    Row("sort, topk", PERMITTED, CUDA + "Sort.cpp, TensorTopK.cpp", lambda x, h: (x.sort(), x.topk(2)),
+        ops="sort topk"),
     Row("cumsum, cumprod", PERMITTED, CUDA + "ScanKernels.cpp", lambda x, h: (x.cumsum(0), x.cumprod(0)),
         ops="cumsum cumprod"),
-    Row("lists: torch._foreach_*", PERMITTED, NATIVE + "ForeachUtils.h: all in one launch, or one each where shapes differ",
+    Row("lists: torch._foreach_*", PERMITTED,
+        NATIVE + "ForeachUtils.h: all in one launch, or one each where shapes differ",
         _foreach, ops="_foreach_*"),
     Row("torch._fused_adam_", PERMITTED, CUDA + "fused_adam_utils.cuh: the count is a tensor", _fused,
         ops="_fused_adam _fused_adamw"),
