@@ -255,7 +255,6 @@ CUDA = "native/cuda/"
 NOTES = "docs: notes/cuda.html#cuda-graphs"
 FROZEN = "the value read at capture"
 
-# fmt: off
 TABLE: tuple[Row, ...] = (
     # -------------------------------------------------------------------- the host needs a value
     Row("x.sum().item()", HOST_SYNC, CUDA + "CUDAScalar.cu: a copy to the host, and a wait for it",
@@ -449,7 +448,6 @@ TABLE: tuple[Row, ...] = (
     Row("torch.linalg.cholesky_ex", NOT_KNOWN, "no source read",
         lambda x, h: torch.linalg.cholesky_ex(x[:, None] * x + 9 * torch.eye(4, device=x.device))[0]),
 )
-# fmt: on
 
 # Arithmetic that reads a host tensor without dimensions when it is launched, as a number. Other ops: not known.
 READS_HOST_SCALARS = set(
