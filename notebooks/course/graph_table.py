@@ -220,6 +220,11 @@ def _capturable_step(x, h):
     return weight, m, v, t
 
 
+def _empty(x, device):
+    return (torch.empty_like(x), torch.empty(4, device=device), torch.empty_strided((4,), (1,), device=device),
+            torch.empty_permuted((4,), (0,), device=device), x.new_empty(4), x.new_empty_strided((4,), (1,)))
+
+
 def _filled(x, device):
     made = [torch.full((4,), 2.0, device=device), torch.zeros(4, device=device), torch.ones(4, device=device),
             torch.arange(4, device=device), torch.linspace(0, 1, 4, device=device),
@@ -317,7 +322,8 @@ TABLE: tuple[Row, ...] = (
     Row("x[host index]", HOST_MEMORY, NATIVE + "IndexingUtils.h: the index is copied to the device",
         lambda x, h: x[torch.tensor([0, 1])]),
     Row("x.copy_(h)", HOST_MEMORY, CUDA + "Copy.cu: the host's tensor must be pinned", lambda x, h: x.copy_(h),
-        ops="copy _foreach_copy", when=_host_and_device),
+        ops="copy", when=_host_and_device),
+    Row("_foreach_copy_([x], [h])", HOST_MEMORY, CUDA + "Copy.cu", lambda x, h: torch._foreach_copy_([x], [h])),
     Row("x.copy_(a host scalar)", HOST_MEMORY, CUDA + "Copy.cu", lambda x, h: x.copy_(h.sum())),
     Row("h.copy_(x)", HOST_MEMORY, CUDA + "Copy.cu", lambda x, h: h.copy_(x)),
     Row("h.to(x.device)", HOST_MEMORY, CUDA + "Copy.cu", lambda x, h: x + h.to(x.device),
@@ -333,7 +339,7 @@ TABLE: tuple[Row, ...] = (
     Row("torch.where(x > 0, x, a host scalar)", HOST_MEMORY, NATIVE + "TensorCompare.cpp: .to(device)",
         lambda x, h: torch.where(x > 0, x, h.sum()), functions=(torch.where, Tensor.where), when=_host_and_device),
     Row("torch.stack([x[0], a host scalar])", HOST_MEMORY, CUDA + "Shape.cu: all on one device",
-        lambda x, h: torch.stack([x[0], h.sum()]), ops="stack cat", when=_host_and_device),
+        lambda x, h: torch.stack([x[0], h.sum()]), ops="stack", when=_host_and_device),
     Row("torch.save(x)", HOST_MEMORY, "torch/serialization.py: storage.cpu()", _saved, tape=PERMITTED),
     Row("numpy.from_dlpack(x)", HOST_MEMORY, "numpy/_core/src/multiarray/dlpack.c: memory of the host only",
         _read_by_numpy, tape=PERMITTED),
@@ -360,12 +366,14 @@ TABLE: tuple[Row, ...] = (
         lambda x, h: x.index_put_((x > 0,), torch.tensor(0.0)), ops="index_put"),
     Row("x.fill_(a host scalar)", PERMITTED, NATIVE + "Fill.cpp: .item() of a host tensor",
         lambda x, h: x.fill_(h.sum()), ops="fill", replays=FROZEN),
+    Row("_foreach_mul_([x], a host scalar)", PERMITTED,
+        CUDA + "ForeachBinaryOpScalarTensor.cu: .item() of a host tensor", lambda x, h: torch._foreach_mul_([x], h.sum()), replays=FROZEN),
     Row("x * h.sum().item()", PERMITTED, "Python: a number is an argument of the launch",
         lambda x, h: x * h.sum().item(), replays=FROZEN),
 
     # -------------------------------------------------------------------- memory without a launch
     Row("torch.empty_like(x).add_(x)", PERMITTED, NOTES + ": a private pool keeps the memory; empty launches nothing",
-        lambda x, h: torch.empty_like(x).add_(x), replays="adds to what was written last",
+        lambda x, h: [made.add_(x) for made in _empty(x, x.device)], replays="adds to what was written last",
         ops="empty empty_like empty_strided empty_permuted new_empty new_empty_strided"),
 
     # -------------------------------------------------------------------- kernels
@@ -453,5 +461,5 @@ TABLE: tuple[Row, ...] = (
 READS_HOST_SCALARS = set(
     "add sub rsub mul div floor_divide remainder fmod pow atan2 maximum minimum fmax fmin "
     "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor fill masked_fill "
-    "index_put where".split()  # where: its Python numbers only, see its row
+    "index_put where _foreach_add _foreach_mul _foreach_div".split()  # where: its Python numbers only, see its row
 )
