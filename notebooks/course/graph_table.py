@@ -173,8 +173,8 @@ def _scaled_step(x, h):
 def _unscale(x, h):
     grads, found = [x.clone(), x * 2], torch.zeros((), device=x.device)
     scale, streak = torch.full((), 0.5, device=x.device), torch.zeros((), dtype=torch.int32, device=x.device)
-    torch._amp_foreach_non_finite_check_and_unscale_(grads, found, scale)
-    torch._amp_update_scale_(scale, streak, found, 2.0, 0.5, 2000)
+    ATEN._amp_foreach_non_finite_check_and_unscale_(grads, found, scale)
+    ATEN._amp_update_scale_(scale, streak, found, 2.0, 0.5, 2000)
     return grads, found, scale
 
 
@@ -255,6 +255,7 @@ def _saved(x, h):
 
 
 REDUCTIONS = "sum mean prod max min amax amin aminmax argmax argmin any all std var nansum count_nonzero"
+ATEN = torch.ops.aten
 NATIVE = "native/"
 CUDA = "native/cuda/"
 NOTES = "docs: notes/cuda.html#cuda-graphs"
@@ -367,7 +368,8 @@ TABLE: tuple[Row, ...] = (
     Row("x.fill_(a host scalar)", PERMITTED, NATIVE + "Fill.cpp: .item() of a host tensor",
         lambda x, h: x.fill_(h.sum()), ops="fill", replays=FROZEN),
     Row("_foreach_mul_([x], a host scalar)", PERMITTED,
-        CUDA + "ForeachBinaryOpScalarTensor.cu: .item() of a host tensor", lambda x, h: torch._foreach_mul_([x], h.sum()), replays=FROZEN),
+        CUDA + "ForeachBinaryOpScalarTensor.cu: .item() of a host tensor",
+        lambda x, h: torch._foreach_mul_([x], h.sum()), replays=FROZEN),
     Row("x * h.sum().item()", PERMITTED, "Python: a number is an argument of the launch",
         lambda x, h: x * h.sum().item(), replays=FROZEN),
 
@@ -440,7 +442,7 @@ TABLE: tuple[Row, ...] = (
     Row("unscaling, found_inf on the device", PERMITTED, CUDA + "AmpKernels.cu", _unscale,
         ops="_amp_foreach_non_finite_check_and_unscale _amp_update_scale"),
     Row("torch._assert_async(x)", PERMITTED, CUDA + "TensorCompare.cu: a kernel asserts",
-        lambda x, h: torch._assert_async(x.isfinite().all()), ops="_assert_async"),
+        lambda x, h: ATEN._assert_async(x.isfinite().all()), ops="_assert_async"),
 
     # -------------------------------------------------------------------- random numbers
     Row("random numbers", PERMITTED, "aten/src/ATen/cuda/CUDAGeneratorImpl.h: each replay has its own offset",
