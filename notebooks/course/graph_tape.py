@@ -16,7 +16,8 @@ As with a CUDA graph
   * Inputs are static: fill them in place. Outputs are overwritten by the next replay.
   * Capture computes nothing. Device tensors keep their contents; what the block creates holds no result (NaN)
     before the first replay.
-  * A device value that the host needs (``.item()``, ``if``, a mask's size) is refused, and the capture lost.
+  * A device value that the host needs (``.item()``, ``if``, a mask's size) is refused, and the capture lost. Memory
+    of the host where the device's is wanted is refused, too; an ``except`` around that saves the capture.
   * The tape does not keep its inputs alive. Where a CUDA graph would read freed memory, replay refuses.
   * State that is created inside the block is created again by every replay: take one step before the capture.
 
@@ -24,22 +25,22 @@ All tensors are on the CPU here, so which of them are "on the device" is a matte
 ``GraphTape``, all that is computed from them, and what a factory makes with ``device=p.device``. Every other
 tensor is on the host, one made with the string ``device="cpu"`` too.
 
-Differences from a CUDA graph (those that are known; no list of them is complete)
+What may be captured is looked up in ``graph_table``, which gives each verdict its source and lists where the tape
+cannot give CUDA's (``graph_table.differences()``). A call that no row decides is recorded, and named in
+``tape.not_known``. What ATen calls do not show is seen only where the block itself calls it: ``x.cpu()``,
+``print(x)`` and ``h.to(x.device)`` inside a torch function written in Python are missed.
+
+A CUDA graph differs from the tape in more than verdicts:
   1. Real capture needs a side stream and a warm-up on one (library handles, autograd, optimizer state).
   2. The tape computes while it records and then puts every content back; CUDA only records.
   3. A CUDA graph reuses the memory of its temporaries inside the graph (a private pool); the tape keeps all.
   4. Random numbers: CUDA gives each replay its own offset of a registered generator; here the CPU's generator
      runs on.
-  5. ``torch.optim`` and adamlib refuse to be captured on CUDA with ``capturable=False``. The tape lets them:
-     it is there to show why they refuse.
-  6. One ATen call is not one kernel: on CUDA a foreach call is one launch or a few, and one launch per tensor where
+  5. One ATen call is not one kernel: on CUDA a foreach call is one launch or a few, and one launch per tensor where
      its lists differ in shape, as where each tensor is paired with a 0-dim one.
-  7. No speed is gained on a CPU: a graph saves launches, and here there are none.
-  8. ``x.cpu()``, ``.tolist()``, ``.numpy()`` and ``print(x)`` are refused when the block itself calls them,
-     and missed inside a torch function written in Python. Missed everywhere: ``x.to("cpu")``, ``h.to(x.device)`` of a
-     host tensor h, ``torch.save``, DLPack, and what torch's CUDA kernels of eigh and svd ask the host.
-  9. Some CPU kernels check on the host what CUDA's do not (``one_hot``): refused here, permitted there.
- 10. No streams, events, NCCL, pinned-memory copies, conditional nodes or graph updates, and no other thread
+  6. No speed is gained on a CPU: a graph saves launches, and here there are none.
+  7. A tensor that is resized inside the block is refused here.
+  8. No streams, events, NCCL, pinned-memory copies, conditional nodes or graph updates, and no other thread
      whose work could be disturbed (``capture_error_mode``).
 
 Sources: docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs; pytorch/pytorch pull request 77862, which
@@ -60,16 +61,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .graph_table import HOST_MEMORY, HOST_SYNC, NOT_KNOWN, PERMITTED, Given, Row
+from .graph_table import decide, decide_function, reads_host_scalar
 from .op_meter import new_tensors, tensor_arguments, tensors_in
 
-ALLOCATES = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 NOT_PERMITTED = "operation not permitted when stream is capturing"  # CUDA's words
-
-MAKE_BEFORE = "Make the tensor before the capture, or with torch.full, which hands its number to a kernel"
 
 
 class CaptureError(RuntimeError):
-    """The tape was used as no CUDA graph can be used; the message says what to do instead."""
+    """The tape was used as no CUDA graph can be used; the message says what to do instead.
+
+    verdict: one of ``graph_table``'s if it is about a call in the block, else None.
+    """
+
+    def __init__(self, message: str, verdict: str | None = None):
+        super().__init__(message)
+        self.verdict = verdict
 
 
 def device_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -147,6 +154,7 @@ class GraphTape:
     Attributes, after the capture:
         calls: the recorded ``Call``s in order.
         host_calls: the ATen ops that ran on host tensors alone: once, at capture, and never in a replay.
+        not_known: the ATen ops that were recorded although no row of ``graph_table`` decides about them.
     """
 
     _recording = False  # one capture at a time, in the whole process
@@ -161,6 +169,7 @@ class GraphTape:
                 raise TypeError(f"{name} must be a strided tensor, but is {kind}")
         self.calls: list[Call] = []
         self.host_calls: list[str] = []
+        self.not_known: list[str] = []
         self._storages: list[weakref.ref | torch.UntypedStorage] = []  # weak for inputs, the rest is ours
         self._sizes: list[int] = []
         self._names: list[str] = []
@@ -188,14 +197,16 @@ class GraphTape:
         finally:
             GraphTape._recording = False
             for storage, content in zip(recorder.storages, contents):
+                if storage.nbytes() != content.nbytes():
+                    storage.resize_(content.nbytes())
                 storage.copy_(content)
         inputs = len(contents)
         for storage in recorder.storages[inputs:]:
-            storage.fill_(255)  # nothing has been computed: all bits set is NaN in every floating dtype
+            storage.fill_(255)  # nothing has been computed; all bits set is NaN (not in float8's fnuz dtypes)
         self._storages = [*map(weakref.ref, recorder.storages[:inputs]), *recorder.storages[inputs:]]
         self._sizes = [storage.nbytes() for storage in recorder.storages]
         self._names = recorder.names
-        self.calls, self.host_calls = recorder.calls, recorder.host_calls
+        self.calls, self.host_calls, self.not_known = recorder.calls, recorder.host_calls, recorder.not_known
         self._inputs = {}
 
     def replay(self) -> None:
@@ -268,13 +279,16 @@ def on_tape(block, optimizer, on_host=(), **inputs):
 
 
 def verdict(block, **tensors):
-    """May the block be captured? ``"permitted"``, ``"refused: host sync"`` or ``"refused: host memory"``."""
+    """May the block be captured? One of ``graph_table``'s verdicts, as the tape sees it."""
+    tape = GraphTape(**tensors)
     try:
-        with GraphTape(**tensors).capture():
+        with tape.capture():
             block()
     except CaptureError as error:
-        return "refused: host sync" if NOT_PERMITTED in str(error) else "refused: host memory"
-    return "permitted"
+        if error.verdict is None:
+            raise
+        return error.verdict
+    return NOT_KNOWN if tape.not_known else PERMITTED
 
 
 def cuda_works():
@@ -298,6 +312,7 @@ class _Recorder(TorchDispatchMode):
         self.names: list[str] = []
         self.calls: list[Call] = []
         self.host_calls: list[str] = []
+        self.not_known: list[str] = []
         self.factory_device: Any = None  # the device= of the torch function that is running
         self._position: dict[int, int] = {}  # id of a storage -> its place in the list
         self._named: dict[Address, str] = {}
@@ -305,61 +320,65 @@ class _Recorder(TorchDispatchMode):
         self._failed: CaptureError | None = None
         for name, tensor in inputs.items():
             self._add(tensor, name)
+        self._input_sizes = [storage.nbytes() for storage in self.storages]
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = tensors_in((args, kwargs))
         made_on_device = isinstance(self.factory_device, torch.device)
-        if made_on_device and op is torch.ops.aten.lift_fresh.default:
-            self.refuse(
-                f"{NOT_PERMITTED}: torch.tensor(..., device=...) copies from the host. {MAKE_BEFORE}"
-            )
+        if made_on_device and op is torch.ops.aten.lift_fresh.default:  # torch.tensor(..., device=x.device)
+            self.refuse(HOST_MEMORY, "torch.tensor(..., device=...)")
         if not (made_on_device and not tensors) and not any(map(self.on_device, tensors)):
             if tensors and op.namespace == "aten" and not op.is_view:
                 self.host_calls.append(str(op.overloadpacket).removeprefix("aten."))
             return op(*args, **kwargs)
         if self._failed:
             raise self._failed
-        self._check(op, args, kwargs)
+        row = decide(op, Given(args, kwargs, self.on_device))
+        self._check(op, args, kwargs, row)
         with _random_numbers_put_back(op, (args, kwargs)):
             result = op(*args, **kwargs)
-        self._record(op, args, kwargs, result)
+        for name, storage, size in zip(self.names, self.storages, self._input_sizes):
+            if storage.nbytes() != size:
+                raise CaptureError(f"{op} moved {name} to other memory: give it its size before the capture")
+        self._record(op, args, kwargs, result, row)
         return result
 
     def on_device(self, tensor: Tensor) -> bool:
         return tensor.layout is torch.strided and id(tensor.untyped_storage()) in self._position
 
-    def refuse(self, message: str) -> None:
-        """Raise, and remember: one illegal call loses the capture, even if the block catches the error."""
-        self._failed = CaptureError(message)
-        raise self._failed
+    def refuse(self, verdict: str, what: str) -> None:
+        """Raise, and remember a host sync: it loses the capture, even if the block catches the error."""
+        if verdict == HOST_SYNC:
+            self._failed = CaptureError(
+                f"{NOT_PERMITTED}: {what} on the host, and during capture there is none. Decide on the device "
+                "(torch.where), or read it outside the block", verdict
+            )  # fmt: skip
+            raise self._failed
+        raise CaptureError(
+            f"expected all tensors to be on the device, and {what} would use memory of the host. Make the tensor "
+            "before the capture and name it, GraphTape(..., x=x), or make it with torch.full, which hands its number "
+            "to a kernel. Of host tensors only a 0-dim one can be read, and frozen, by arithmetic", verdict
+        )  # fmt: skip
 
     def check_complete(self) -> None:
         if self._failed:
-            raise CaptureError(f"operation failed due to a previous error during capture: {self._failed}")
+            raise CaptureError(f"operation failed due to a previous error during capture: {self._failed}", HOST_SYNC)
         if not self.calls:
             raise CaptureError(
                 "nothing was recorded: the block never touched a device tensor. Name them: "
                 "GraphTape(device_tensors(optimizer), x=x)"
             )
 
-    def _check(self, op, args, kwargs) -> None:
-        if _needs_value_on_host(op, args, self.on_device):
-            self.refuse(
-                f"{NOT_PERMITTED}: {op} needs the value of {self._text(tensors_in((args, kwargs))[0])} on "
-                "the host, and during capture there is none. Decide on the device (torch.where), or read"
-                " it outside the block"
-            )
-        copies = op.overloadpacket.__name__ in ("copy_", "_foreach_copy_")  # from pageable memory, which has to wait
+    def _check(self, op, args, kwargs, row: Row | None) -> None:
+        if row is not None and row.verdict == HOST_SYNC:
+            self.refuse(HOST_SYNC, f"{op} needs the value of {self._text(tensors_in((args, kwargs))[0])}")
         for tensor, _, written in tensor_arguments(op, args, kwargs):
-            if not self.on_device(tensor) and (written or copies or tensor.dim() > 0):
-                self.refuse(
-                    f"{op}: expected all tensors to be on the device, but one of shape {tuple(tensor.shape)} "
-                    f"is on the host{' and would be written' if written else ''}. Name it when making the "
-                    "tape, GraphTape(..., x=x). Of host tensors only a 0-dim one can be read, and frozen, by arithmetic"
-                )
+            refused = written or tensor.dim() > 0 or (row is not None and row.verdict == HOST_MEMORY)
+            if refused and not self.on_device(tensor):
+                self.refuse(HOST_MEMORY, f"{op} with a tensor of shape {tuple(tensor.shape)}")
 
-    def _record(self, op, args, kwargs, result) -> None:
+    def _record(self, op, args, kwargs, result, row: Row | None) -> None:
         def freeze(argument):
             if not isinstance(argument, Tensor):
                 return argument
@@ -371,8 +390,11 @@ class _Recorder(TorchDispatchMode):
                 self._add(tensor, f"t{next(self._temporaries)}")
         if not new and not op._schema.is_mutable and op._schema.returns:
             return  # a view: no kernel, nothing to replay
-        if op.overloadpacket.__name__ in ALLOCATES:
+        if op.overloadpacket.__name__.startswith(("empty", "new_empty")):
             return  # memory and no kernel: a replay finds in it what was written last
+        on_host = [tensor for tensor in tensors_in((args, kwargs)) if not self.on_device(tensor)]
+        if row is None or (on_host and not reads_host_scalar(op)):
+            self.not_known.append(str(op.overloadpacket).removeprefix("aten."))
         outputs = tuple(
             self._position[id(tensor.untyped_storage())] if any(tensor is t for t in new) else None
             for tensor in tensors_in(result)
@@ -418,44 +440,21 @@ class _Recorder(TorchDispatchMode):
 class _CallsByName(TorchFunctionMode):
     """Sees torch functions before they become ATen calls: reads that are no call on a CPU; ``device=``."""
 
-    READS = (Tensor.cpu, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__repr__, Tensor.__format__)
-
     def __init__(self, recorder: _Recorder):
         super().__init__()
         self.recorder = recorder
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is Tensor.new_tensor and self.recorder.on_device(args[0]):
-            self.recorder.refuse(f"{NOT_PERMITTED}: new_tensor copies from the host. {MAKE_BEFORE}")
-        if func in self.READS and self.recorder.on_device(args[0]):
-            self.recorder.refuse(
-                f"{NOT_PERMITTED}: {func.__name__} copies a device tensor to the host, and during capture "
-                "there is nothing in it yet. Read it after a replay"
-            )
+        row = decide_function(func, Given(args, kwargs, self.recorder.on_device))
+        if row is not None:
+            needs = " needs the value of a tensor" if row.verdict == HOST_SYNC else ""
+            self.recorder.refuse(row.verdict, func.__name__ + needs)
         outer, self.recorder.factory_device = self.recorder.factory_device, kwargs.get("device")
         try:
             return func(*args, **kwargs)
         finally:
             self.recorder.factory_device = outer
-
-
-def _needs_value_on_host(op, args, on_device) -> bool:
-    """Does this op return a value, or a size, that is only known once the device has computed?
-
-    torch tags such ops. Indexing has the tag for the sake of masks: an index of integers has a known size, and one
-    value of the host's can be written where a mask is set without knowing how often. Two ops have no tag and ask on
-    CUDA: masked_fill for a value that lies on the device (aten/src/ATen/native/cuda/Indexing.cu), and the check of
-    linalg's errors.
-    """
-    name = op.overloadpacket.__name__
-    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-        masked = any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
-        return masked and (name == "index" or args[2].numel() != 1 or on_device(args[2]))
-    if name in ("masked_fill", "masked_fill_"):
-        return any(map(on_device, tensors_in(args[2])))
-    tagged = torch.Tag.data_dependent_output in op.tags or torch.Tag.dynamic_output_shape in op.tags
-    return tagged or name == "_linalg_check_errors"
 
 
 @contextlib.contextmanager

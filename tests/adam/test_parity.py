@@ -205,6 +205,18 @@ def test_sixteen_bit_parameters_give_torchs_bits(variant, dtype, tally):
         both(tally, variant, scenario)
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("eps", [1e-7, 5e-7])
+def test_capturable_in_float16_survives_an_epsilon_that_underflows(foreach, eps):
+    """ε√c₂ is below the smallest float16; 0 / 0 would be NaN where the for-loop, like torch, stays put."""
+    p = torch.ones(3, dtype=torch.float16, requires_grad=True)
+    opt = adamlib.Adam([p], lr=0.01, eps=eps, capturable=True, foreach=foreach)
+    for gradient in (0.0, 1.0):
+        p.grad = torch.full_like(p, gradient)
+        opt.step()
+        assert p.isfinite().all() and (p == 1).all() == (gradient == 0)
+
+
 @pytest.mark.parametrize("variant", SAME_BITS)
 def test_infinite_and_nan_gradients_spread_as_in_torch(variant, tally):
     def scenario(cls):
