@@ -1,8 +1,8 @@
 """Is this optimizer Adam? And if not, which slip is in it? An instrument in NumPy for any optimizer, in any library.
 
 ``diagnose`` hands an optimizer a few gradients, looks at where it goes, and compares that with Algorithm 1 and with
-Algorithm 1 misread in one or two places (``SLIPS``). What it answers is a fact about the numbers it saw: the readings that
-explain all of them, and the place where the right one and this one part.
+Algorithm 1 misread in one or two places (``SLIPS``). What it answers is a fact about the numbers it saw: the readings
+that explain all of them, and the place where the right one and this one part.
 
 >>> import numpy as np
 >>> def sloppy(start, gradients, lr=1e-3, eps=1e-8):
@@ -173,7 +173,8 @@ def read(starts, gradients, names, *, lr, betas, eps, weight_decay):
             v = beta2 * v + (1 - beta2) * g * g
             largest = np.maximum(largest, v / c2 if slip.get("maximum") == "of v̂" else v)
             v_hat = {"of v": largest / c2, "of v̂": largest}.get(slip.get("maximum"), v / c2)
-            theta = theta - lr * m / c1 / _denominator(v_hat, c2, eps, slip) + (eps if slip.get("eps") == "beside" else 0)
+            theta = theta - lr * m / c1 / _denominator(v_hat, c2, eps, slip)
+            theta = theta + eps if slip.get("eps") == "beside" else theta
             weights.append(theta)
     return np.array(weights)
 
@@ -224,5 +225,6 @@ def _evidence(starts, gradients, adam, room, seen):
     column = apart[t].argmax()
     want, got = steps(adam)[t, column], steps(seen)[t, column]
     before = ", ".join(f"{g:.3g}" for g in gradients[: t + 1, column][-3:])
-    return (f"step {t + 1} of a weight that starts at {starts[column]:g}, after gradients {'…, ' if t > 2 else ''}{before}: "
+    before = f"…, {before}" if t > 2 else before
+    return (f"step {t + 1} of a weight that starts at {starts[column]:g}, after gradients {before}: "
             f"expected {want:.4g}, got {got:.4g}")

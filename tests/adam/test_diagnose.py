@@ -45,7 +45,8 @@ MISPRINTS = {
     "the betas are exchanged": ("\nfor", "\nb1, b2 = b2, b1\nfor"),
     "the betas are exchanged in the corrections": ("k1, k2 = b1, b2", "k1, k2 = b2, b1"),
     "no root: division by v̂": ("ROOT", "same"),
-    "AMSGrad, the maximum before the correction (torch's)": ("top = v / c2", "top = vmax = np.maximum(vmax, v); top = top / c2"),
+    "AMSGrad, the maximum before the correction (torch's)":
+        ("top = v / c2", "top = vmax = np.maximum(vmax, v); top = top / c2"),
     "AMSGrad, the maximum of the corrected v̂": ("top = v / c2", "top = vmax = np.maximum(vmax, v / c2)"),
     "weight decay in the gradient (L2)": ("g = g  # decay", "g = g + decay * theta"),
     "decoupled weight decay, times α (AdamW)": ("theta = theta\n", "theta = theta - lr * decay * theta\n"),
@@ -65,7 +66,8 @@ def printed(names, betas=(0.9, 0.999), lr=1e-3, eps=1e-8, decay=0.1):
     page = page.replace("ROOT", "np.sqrt")
 
     def path(starts, gradients):
-        here = dict(theta=starts.copy(), gradients=gradients, m=0 * starts, v=0 * starts, vmax=0 * starts, path=[], np=np,
+        zero = 0 * starts
+        here = dict(theta=starts.copy(), gradients=gradients, m=zero, v=zero, vmax=zero, path=[], np=np,
                     same=lambda x: x, b1=betas[0], b2=betas[1], lr=lr, eps=eps, decay=decay)  # fmt: skip
         with np.errstate(all="ignore"):
             exec(page, here)
@@ -120,11 +122,12 @@ def test_pairs_of_slips_are_named_or_said_to_be_the_same(betas, dtype, tally):
         assert found.slips, pair
         assert all(same_reading(pair, other, betas, dtype) for other in found.slips), (pair, found.slips)
         unique += found.slips == [pair]
-    # A clock that starts at 0 divides 0 by 0 and leaves nothing to see of the other slip. Its pairs have an equal, and so
-    # have 10 more, and in float32 those of "no ε" and "ε beside the fraction".
+    # A clock that starts at 0 divides 0 by 0 and leaves nothing to see of the other slip. Its pairs have an equal,
+    # and so have some more, and in float32 those of "no ε" and "ε beside the fraction".
     least = 141 if dtype == np.float64 else 117
     assert unique >= least, f"{unique} of {len(PAIRS)} pairs are named without an equal"
-    tally.figure(f"diagnose, betas {betas}, {np.dtype(dtype).name}", f"{unique} of {len(PAIRS)} pairs of slips named alone")
+    tally.figure(f"diagnose, betas {betas}, {np.dtype(dtype).name}",
+                 f"{unique} of {len(PAIRS)} pairs of slips named alone")
 
 
 def torch_path(make):
