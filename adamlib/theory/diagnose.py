@@ -1,8 +1,8 @@
 """Is this optimizer Adam? And if not, which slip is in it? An instrument in NumPy for any optimizer, in any library.
 
 ``diagnose`` hands an optimizer a few gradients, looks at where it goes, and compares that with Algorithm 1 and with
-Algorithm 1 misread in one or two places (``SLIPS``). What it answers is a fact about the numbers it saw: the readings that
-explain all of them, and the place where the right one and this one part.
+Algorithm 1 misread in one or two places (``SLIPS``). What it answers is a fact about the numbers it saw: the readings
+that explain all of them, and the place where the right one and this one part.
 
 >>> import numpy as np
 >>> def sloppy(start, gradients, lr=1e-3, eps=1e-8):
@@ -30,6 +30,8 @@ SLIPS = {
     "ε inside the root: √(v̂ + ε)": ("eps", "inside"),
     "ε inside the root of the uncorrected v: √(v + ε)/√c₂": ("eps", "inside v"),
     "ε̂ for ε: ε stands beside the uncorrected √v": ("eps", "hat"),
+    "ε̂ without its root: (1−β₂ᵗ)ε": ("eps", "hat without root"),
+    "ε beside the fraction: m̂/√v̂, and ε added to the weight": ("eps", "beside"),
     "no ε": ("eps", "none"),
     "m is not corrected": ("m", "not corrected"),
     "v is not corrected": ("v", "not corrected"),
@@ -37,6 +39,7 @@ SLIPS = {
     "the clock of the corrections starts at 0": ("clock", "behind"),
     "the clock of the corrections starts at 2": ("clock", "ahead"),
     "the betas are exchanged": ("betas", "exchanged"),
+    "the betas are exchanged in the corrections": ("betas", "exchanged in the corrections"),
     "no root: division by v̂": ("root", "missing"),
     "AMSGrad, the maximum before the correction (torch's)": ("maximum", "of v"),
     "AMSGrad, the maximum of the corrected v̂": ("maximum", "of v̂"),
@@ -112,13 +115,11 @@ def diagnose(
     """
     if not (lr > 0 and all(0 <= beta < 1 for beta in betas) and eps >= 0):
         raise ValueError(f"lr={lr}, betas={betas}, eps={eps}: lr > 0, betas in [0, 1) and eps >= 0 are needed")
-    starts, gradients = probe(eps)
-    starts, gradients = (x.astype(dtype).astype(np.float64) for x in (starts, gradients))
+    starts, gradients, readings = _readings(lr, tuple(betas), eps, weight_decay, np.dtype(dtype).name)
     seen = np.asarray(path(starts.astype(dtype), gradients.astype(dtype)), np.float64)
     if seen.shape != gradients.shape:
         raise ValueError(f"path must return the weights after each step, shape {gradients.shape}; it gave {seen.shape}")
 
-    readings = _readings(lr, tuple(betas), eps, weight_decay, np.dtype(dtype).name)
     explains = [names for names, (weights, room) in readings.items() if _agree(weights, seen, room)]
     is_adam = () in explains
     shortest = min(map(len, explains), default=0)
@@ -129,14 +130,17 @@ def diagnose(
 
 @functools.lru_cache(maxsize=8)
 def _readings(lr, betas, eps, weight_decay, dtype):
-    """{slips: (the weights they lead to [T, n], how far rounding may take another's [n])} for all explanations."""
+    """The probe as this dtype rounds it, and where each explanation leads from there.
+
+    Returns starts, gradients, {slips: (the weights they lead to [T, n], how far rounding may take another's [n])}.
+    """
     starts, gradients = (x.astype(dtype).astype(np.float64) for x in probe(eps))
     options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     found = {}
     for names in _explanations():
         weights = read(starts, gradients, names, **options)
         found[names] = weights, _room(starts, weights, dtype)
-    return found
+    return starts, gradients, found
 
 
 def _explanations():
@@ -152,14 +156,15 @@ def _explanations():
 def read(starts, gradients, names, *, lr, betas, eps, weight_decay):
     """The weights [T, n] after each step of Algorithm 1 with the slips `names` in it."""
     slip = dict(SLIPS[name] for name in names)
-    beta1, beta2 = betas[::-1] if "betas" in slip else betas
+    beta1, beta2 = betas[::-1] if slip.get("betas") == "exchanged" else betas
+    in_c1, in_c2 = betas[::-1] if slip.get("betas") == "exchanged in the corrections" else (beta1, beta2)
     theta, m, v = starts.copy(), np.zeros_like(starts), np.zeros_like(starts)
     largest, weights = np.zeros_like(starts), []
     with np.errstate(all="ignore"):  # a slip may divide by zero: that is a sign of it
         for t, g in enumerate(gradients, 1):
             t = {"stands": 1, "behind": t - 1, "ahead": t + 1}.get(slip.get("clock"), t)
-            c1 = 1.0 if "m" in slip else 1 - beta1**t
-            c2 = 1.0 if "v" in slip else 1 - beta2**t
+            c1 = 1.0 if "m" in slip else 1 - in_c1**t
+            c2 = 1.0 if "v" in slip else 1 - in_c2**t
             decay = slip.get("decay")
             g = -g if "sign" in slip else g
             g = g + weight_decay * theta if decay == "in the gradient" else g
@@ -169,6 +174,7 @@ def read(starts, gradients, names, *, lr, betas, eps, weight_decay):
             largest = np.maximum(largest, v / c2 if slip.get("maximum") == "of v̂" else v)
             v_hat = {"of v": largest / c2, "of v̂": largest}.get(slip.get("maximum"), v / c2)
             theta = theta - lr * m / c1 / _denominator(v_hat, c2, eps, slip)
+            theta = theta + eps if slip.get("eps") == "beside" else theta
             weights.append(theta)
     return np.array(weights)
 
@@ -179,6 +185,8 @@ def _denominator(v_hat, c2, eps, slip):
         "inside": lambda: root(v_hat + eps),
         "inside v": lambda: root(v_hat * c2 + eps) / root(c2),
         "hat": lambda: root(v_hat) + eps / root(c2),
+        "hat without root": lambda: root(v_hat) + eps * root(c2),
+        "beside": lambda: root(v_hat),
         "none": lambda: root(v_hat),
     }.get(slip.get("eps"), lambda: root(v_hat) + eps)()
 
@@ -217,5 +225,6 @@ def _evidence(starts, gradients, adam, room, seen):
     column = apart[t].argmax()
     want, got = steps(adam)[t, column], steps(seen)[t, column]
     before = ", ".join(f"{g:.3g}" for g in gradients[: t + 1, column][-3:])
-    return (f"step {t + 1} of a weight that starts at {starts[column]:g}, after gradients {'…, ' if t > 2 else ''}{before}: "
+    before = f"…, {before}" if t > 2 else before
+    return (f"step {t + 1} of a weight that starts at {starts[column]:g}, after gradients {before}: "
             f"expected {want:.4g}, got {got:.4g}")

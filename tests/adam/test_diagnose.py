@@ -20,8 +20,9 @@ for t, g in enumerate(gradients, 1):
     theta = theta
     m = b1 * m + (1 - b1) * g
     v = b2 * v + (1 - b2) * g * g
-    c1 = 1 - b1 ** clock
-    c2 = 1 - b2 ** clock
+    k1, k2 = b1, b2
+    c1 = 1 - k1 ** clock
+    c2 = 1 - k2 ** clock
     top = v / c2
     theta = theta - lr * (m / c1) / (ROOT(top) + eps)
     path.append(theta)
@@ -32,15 +33,20 @@ MISPRINTS = {
     "ε inside the root of the uncorrected v: √(v + ε)/√c₂":
         (STEP, STEP.replace("(ROOT(top) + eps)", "(ROOT(top * c2 + eps) / ROOT(c2))")),
     "ε̂ for ε: ε stands beside the uncorrected √v": (STEP, STEP.replace("+ eps", "+ eps / ROOT(c2)")),
+    "ε̂ without its root: (1−β₂ᵗ)ε": (STEP, STEP.replace("+ eps", "+ eps * ROOT(c2)")),
+    "ε beside the fraction: m̂/√v̂, and ε added to the weight":
+        (STEP, STEP.replace("(ROOT(top) + eps)", "ROOT(top) + eps")),
     "no ε": (STEP, STEP.replace(" + eps", "")),
-    "m is not corrected": ("c1 = 1 - b1 ** clock", "c1 = g.dtype.type(1)"),
-    "v is not corrected": ("c2 = 1 - b2 ** clock", "c2 = g.dtype.type(1)"),
+    "m is not corrected": ("c1 = 1 - k1 ** clock", "c1 = g.dtype.type(1)"),
+    "v is not corrected": ("c2 = 1 - k2 ** clock", "c2 = g.dtype.type(1)"),
     "the clock of the corrections stands at 1": ("clock = t", "clock = 1"),
     "the clock of the corrections starts at 0": ("clock = t", "clock = t - 1"),
     "the clock of the corrections starts at 2": ("clock = t", "clock = t + 1"),
     "the betas are exchanged": ("\nfor", "\nb1, b2 = b2, b1\nfor"),
+    "the betas are exchanged in the corrections": ("k1, k2 = b1, b2", "k1, k2 = b2, b1"),
     "no root: division by v̂": ("ROOT", "same"),
-    "AMSGrad, the maximum before the correction (torch's)": ("top = v / c2", "top = vmax = np.maximum(vmax, v); top = top / c2"),
+    "AMSGrad, the maximum before the correction (torch's)":
+        ("top = v / c2", "top = vmax = np.maximum(vmax, v); top = top / c2"),
     "AMSGrad, the maximum of the corrected v̂": ("top = v / c2", "top = vmax = np.maximum(vmax, v / c2)"),
     "weight decay in the gradient (L2)": ("g = g  # decay", "g = g + decay * theta"),
     "decoupled weight decay, times α (AdamW)": ("theta = theta\n", "theta = theta - lr * decay * theta\n"),
@@ -60,7 +66,8 @@ def printed(names, betas=(0.9, 0.999), lr=1e-3, eps=1e-8, decay=0.1):
     page = page.replace("ROOT", "np.sqrt")
 
     def path(starts, gradients):
-        here = dict(theta=starts.copy(), gradients=gradients, m=0 * starts, v=0 * starts, vmax=0 * starts, path=[], np=np,
+        zero = 0 * starts
+        here = dict(theta=starts.copy(), gradients=gradients, m=zero, v=zero, vmax=zero, path=[], np=np,
                     same=lambda x: x, b1=betas[0], b2=betas[1], lr=lr, eps=eps, decay=decay)  # fmt: skip
         with np.errstate(all="ignore"):
             exec(page, here)
@@ -89,14 +96,17 @@ def test_a_slip_alone_is_named(name, betas, dtype):
     assert not found.is_adam
     assert (name,) in found.slips
     for other in found.slips:  # nothing else is named, unless it is the same for these hyperparameters
-        assert same_reading((name,), other, betas)
+        assert same_reading((name,), other, betas, dtype)
     assert "expected" in found.evidence and "got" in found.evidence
 
 
-def same_reading(one, two, betas):
+def same_reading(one, two, betas, dtype):
+    """Whether two explanations lead to the same weights, as far as this dtype shows them."""
     starts, gradients = probe()
     a, b = (read(starts, gradients, names, lr=1e-3, betas=betas, eps=1e-8, weight_decay=0.1) for names in (one, two))
-    return np.allclose(a, b, rtol=1e-9, atol=0, equal_nan=True)
+    # float32: an ε of 1e-8 beside the fraction is a hundred-thousandth of a step of 1e-3, and looks like no ε
+    near = dict(rtol=1e-9, atol=0) if dtype == np.float64 else dict(rtol=1e-5, atol=1e-6)
+    return np.allclose(a, b, **near, equal_nan=True)
 
 
 PAIRS = [pair for pair in combinations(SLIPS, 2) if SLIPS[pair[0]][0] != SLIPS[pair[1]][0]]
@@ -110,11 +120,14 @@ def test_pairs_of_slips_are_named_or_said_to_be_the_same(betas, dtype, tally):
         found = diagnose(printed(pair, betas), betas=betas, dtype=dtype)
         assert not found.is_adam, pair
         assert found.slips, pair
-        assert all(same_reading(pair, other, betas) for other in found.slips), (pair, found.slips)
+        assert all(same_reading(pair, other, betas, dtype) for other in found.slips), (pair, found.slips)
         unique += found.slips == [pair]
-    # a clock that starts at 0 divides 0 by 0 and leaves nothing to see of the other slip: its 15 pairs have an equal
-    assert unique >= len(PAIRS) - 15 - 8, f"{unique} of {len(PAIRS)} pairs are named without an equal"
-    tally.figure(f"diagnose, betas {betas}, {np.dtype(dtype).name}", f"{unique} of {len(PAIRS)} pairs of slips named alone")
+    # A clock that starts at 0 divides 0 by 0 and leaves nothing to see of the other slip. Its pairs have an equal,
+    # and so have some more, and in float32 those of "no ε" and "ε beside the fraction".
+    least = 141 if dtype == np.float64 else 117
+    assert unique >= least, f"{unique} of {len(PAIRS)} pairs are named without an equal"
+    tally.figure(f"diagnose, betas {betas}, {np.dtype(dtype).name}",
+                 f"{unique} of {len(PAIRS)} pairs of slips named alone")
 
 
 def torch_path(make):
@@ -158,6 +171,15 @@ def test_another_optimizer_is_not_explained_away(make):
     found = diagnose(torch_path(make))
     assert not found.is_adam and not found.slips
     assert repr(found).startswith("not Adam, and no slip or pair of slips known here\nstep ")
+
+
+def test_one_probe_and_one_reading_serve_all_calls_with_the_same_hyperparameters(monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "probe", lambda eps: calls.append(eps) or probe(eps))
+    module._readings.cache_clear()
+    for _ in range(2):
+        assert diagnose(printed(())).is_adam
+    assert len(calls) == 1
 
 
 def test_what_the_hyperparameters_hide_is_said():
