@@ -201,20 +201,17 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
 
     In what is `loaded`, betas may differ in type: older torch took (0, 0.99), a cycled β₁ is a float beside a tensor.
     """
-    lr, betas, fused = group["lr"], group["betas"], group["fused"]
+    betas, fused = group["betas"], group["fused"]
     refuse_combinations(group)
-    if not 0.0 <= to_scalar(lr, "lr"):
-        raise ValueError(f"Invalid learning rate: {lr}")
-    if not 0.0 <= group["eps"]:
-        raise ValueError(f"Invalid epsilon value: {group['eps']}")
+    for option, name in ("lr", "learning rate"), ("eps", "epsilon value"), ("weight_decay", "weight_decay value"):
+        if not 0.0 <= to_scalar(group[option], option):
+            raise ValueError(f"Invalid {name}: {group[option]}")
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, (beta1, beta2), but got {len(betas)}: {betas}")
     betas = tuple(to_scalar(beta, f"betas[{i}]") for i, beta in enumerate(betas))
     for i, beta in enumerate(betas):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-    if not 0.0 <= group["weight_decay"]:
-        raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
     if not (loaded or all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
         raise ValueError("betas must be either both floats or both Tensors")
     if fused not in (None, True, False, "triton"):
@@ -235,14 +232,11 @@ def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dic
         entry = dict(entry) or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
-        step = entry["step"]
-        if not isinstance(step, Tensor):
-            wide = torch.get_default_dtype() == torch.float64
-            step = torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32, device="cpu")
-        device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+        step, device = entry["step"], param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+        if not isinstance(step, Tensor):  # made where it belongs: a copy could not be captured
+            step = torch.full((), step, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32), device=device)
         dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
-        elsewhere = step.device != device or step.dtype != dtype or step.dim()
-        if elsewhere and step.numel() == 1 and not step.is_meta:  # else the step refuses it, by its parameter's name
+        if step.numel() == 1 and not step.is_meta and (step.device, step.dtype, step.dim()) != (device, dtype, 0):
             step = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
         return {**entry, "step": step}
 

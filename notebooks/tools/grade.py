@@ -32,6 +32,7 @@ import re
 import resource
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 from typing import NamedTuple
@@ -116,7 +117,7 @@ class Recorder:
 def nudged(module, name):
     """Variants of a check: its decimal numbers changed, each everywhere alike; one with all, then one with each."""
     function = inspect.unwrap(getattr(module, name))
-    tree = ast.parse(inspect.getsource(function))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     values = sorted({n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, float)
                      and 1e-4 < abs(n.value) < 1e4})  # fmt: skip
     for chosen in [values, *([value] for value in values)] if values else []:

@@ -50,6 +50,9 @@ def test_other_devices_take_whole_tensors_until_their_room_is_full():
 
 def test_kinds_are_kept_apart():
     kinds = [torch.zeros(2), torch.zeros(3, dtype=torch.float64), torch.zeros(4), torch.zeros(5, device="meta")]
-    parts = [(list(map(len, ps)), ns, none) for ps, ns, none in by_kind((kinds, [0, 1, 2, 3], []))]
+    parts = [(list(map(len, ps)), ns, none) for ps, ns, _, none in by_kind((kinds, [0, 1, 2, 3], kinds, []))]
     assert parts == [([2, 4], [0, 2], []), ([3], [1], []), ([5], [3], [])]
-    assert by_kind(([], [])) == []
+    moments = [torch.zeros(2), torch.zeros(3, dtype=torch.bfloat16)]  # torch's CUDA kernel takes either, in calls of its own
+    params = [torch.zeros(2), torch.zeros(3, device="meta"), torch.zeros(3)]
+    assert [len(ps) for ps, *_ in by_kind((params, [0, 1, 2], [moments[0], *moments]))] == [1, 1, 1]
+    assert by_kind(([], [], [])) == []
