@@ -221,20 +221,19 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
 
 def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
     """A new entry of the state from what there is of one: moments are made (with amsgrad switched on later, the maximum
-    is taken from then on), and the count is put where the group's flags, which may change, want it.
-
-    A count is float32 (the kernels read a float; exact to 2²⁴ steps), in torch's way float64 where that is the default
-    dtype. Integers and short floats become float32: bfloat16 counts to 256, float16 to 2048, then they stand still.
-    Made outside of inference mode: what is made inside could never be written outside again.
-    """
+    is taken from then on), and the count is put where the group's flags, which may change, want it. It is float32 (exact
+    to 2²⁴ steps), as in torch float64 where that is the default dtype; bfloat16 would stand still at 256, float16 at 2048.
+    Made outside of inference mode: what is made inside could never be written outside again."""
     with torch.inference_mode(False):
         zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
         entry = dict(entry) or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
         step, device = entry["step"], param.device if group["capturable"] or group["fused"] else torch.device("cpu")
-        if not isinstance(step, Tensor):  # made where it belongs: a copy could not be captured
-            step = torch.full((), step, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32), device=device)
+        if not isinstance(step, Tensor):  # made where it belongs: a copy to a GPU could not be captured
+            wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+            make = partial(torch.full, ()) if device.type != "cpu" else torch.tensor  # whose value a fake one knows
+            step = make(float(step), dtype=wide, device=device)
         dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
         if step.numel() == 1 and not step.is_meta and (step.device, step.dtype, step.dim()) != (device, dtype, 0):
             step = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
