@@ -36,7 +36,9 @@ def _mathematics(content, options):
 
 
 def _colored(code, language="python", attributes=None):
-    return highlight(code, get_lexer_by_name(language or "text"), HtmlFormatter(nowrap=False))
+    """Code as one <pre>: into what begins otherwise, Markdown's renderer would put another around it."""
+    lines = highlight(code, get_lexer_by_name(language or "text"), HtmlFormatter(nowrap=True))
+    return f'<pre class="highlight">{lines}</pre>'
 
 
 MARKDOWN = MarkdownIt("commonmark", {"highlight": _colored}).enable("table").use(

@@ -61,6 +61,10 @@ def test_a_slide_takes_code_print_and_figure_from_its_chapter_and_the_prose_beco
     assert code.seconds == 25 + 2 * 0.5 + 3 * 5 and picture.seconds == 25 + 1 + 75 and vote.seconds == 25 + 4 * 0.5 + 90
 
 
+def test_a_fenced_block_is_one_box_and_no_higher_than_its_lines():
+    assert slides.rendered("```\nx\ny\n```").strip() == '<pre class="highlight">x\ny\n</pre>'
+
+
 REFUSED = {
     "41 words": "# A\n## Claim\n" + "word " * 40,
     "11 lines of code": "# A\n## B\n```\n" + "x\n" * 11 + "```",
