@@ -203,7 +203,7 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     """
     betas, fused = group["betas"], group["fused"]
     refuse_combinations(group)
-    for option, name in ("lr", "learning rate"), ("eps", "epsilon value"), ("weight_decay", "weight_decay value"):
+    for option, name in ("lr", "learning rate"), ("eps", "epsilon value"):
         if not 0.0 <= to_scalar(group[option], option):
             raise ValueError(f"Invalid {name}: {group[option]}")
     if len(betas) != 2:
@@ -212,6 +212,8 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     for i, beta in enumerate(betas):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+    if not 0.0 <= group["weight_decay"]:
+        raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
     if not (loaded or all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
         raise ValueError("betas must be either both floats or both Tensors")
     if fused not in (None, True, False, "triton"):
@@ -231,9 +233,8 @@ def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dic
             entry["max_exp_avg_sq"] = zeros()
         step, device = entry["step"], param.device if group["capturable"] or group["fused"] else torch.device("cpu")
         if not isinstance(step, Tensor):  # made where it belongs: a copy to a GPU could not be captured
-            wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
             make = partial(torch.full, ()) if device.type != "cpu" else torch.tensor  # whose value a fake one knows
-            step = make(float(step), dtype=wide, device=device)
+            step = make(float(step), dtype=torch.promote_types(torch.get_default_dtype(), torch.float32), device=device)
         dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
         if step.numel() == 1 and not step.is_meta and (step.device, step.dtype, step.dim()) != (device, dtype, 0):
             step = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
