@@ -223,8 +223,8 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
 
 def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
     """A new entry of the state from what there is of one: moments are made (with amsgrad switched on later, the maximum
-    is taken from then on), and the count is put where the group's flags, which may change, want it. It is float32 (exact
-    to 2²⁴ steps), as in torch float64 where that is the default dtype; bfloat16 would stand still at 256, float16 at 2048.
+    is taken from then on), and the count is put where the group's flags, which may change, want it. It is float32,
+    exact to 2²⁴ steps, or as in torch float64 where that is the default; bfloat16 would stop at 256, float16 at 2048.
     Made outside of inference mode: what is made inside could never be written outside again."""
     with torch.inference_mode(False):
         zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
