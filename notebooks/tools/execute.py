@@ -49,9 +49,9 @@ def environment(path="as-it-is"):
     """The environment of a kernel: this one, without what chooses a code path, with that of `path` (of PATHS)."""
     ours = {name: value for name, value in os.environ.items() if name not in CHOOSE_A_PATH}
     return ours | ENVIRONMENT | PATHS[path]
-# "speaker" is a remark to the lecturer, which decks alone show.
+# "speaker" is a remark to the lecturer, for decks and the lecturer's copy.
 SETUP_CELL = TOOLS / "setup_cell.py"
-CELL_METADATA = ("tags", "slideshow", "speaker", "jupyter", "cellView", "_kg_hide-input", "_kg_hide-output")
+CELL_METADATA = ("tags", "speaker", "jupyter", "cellView", "_kg_hide-input", "_kg_hide-output")
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},

@@ -11,7 +11,6 @@ import sys
 import nbformat
 from series import APPENDICES, EXAMPLE, MAIN_LINE, chapter_path
 
-SLIDE_TYPES = {"slide", "subslide", "fragment", "skip", "-"}
 WIDEST = 88  # characters in a line of code: the site and Kaggle cut what is longer
 NOT_COMPARED = {"nbval-skip", "nbval-ignore-output"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users)/|[A-Z]:\\Users\\")
@@ -57,8 +56,6 @@ def pictures(cell):
 
 
 def _cell(number, cell, folder):
-    if cell.metadata.get("slideshow", {}).get("slide_type") not in SLIDE_TYPES:
-        yield f"cell {number}: no slide metadata; set slideshow.slide_type to one of {sorted(SLIDE_TYPES)}"
     if cell.cell_type == "markdown":
         yield from _markdown(number, cell, folder)
     elif cell.cell_type == "code":
@@ -118,13 +115,12 @@ def _code(number, cell):
             cell.metadata.get("jupyter", {}).get("source_hidden") is True
             and cell.metadata.get("cellView") == "form"
             and cell.metadata.get("_kg_hide-input") is True
-            and cell.metadata.get("slideshow", {}).get("slide_type") == "skip"
             and cell.source.startswith("#@title Solution")
         )
         if not folded:
             yield (
                 f"cell {number}: a solution that is not folded everywhere; it needs jupyter.source_hidden, cellView "
-                "form, _kg_hide-input, slide_type skip and '#@title Solution' as its first line"
+                "form, _kg_hide-input and '#@title Solution' as its first line"
             )
 
 

@@ -26,8 +26,7 @@ BUILD = BUILDS / "kaggle"
 USE_GPU = {"05_fused_cuda", "06_capturable"}  # the others have nothing to do on one
 CARRIED = ("adamlib", "notebooks/course", "notebooks/recorded")
 NOBODY = "your-kaggle-name"  # stands in the metadata until a name is known; Kaggle refuses it
-FOLDED = {"cellView": "form", "_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["setup"],
-          "slideshow": {"slide_type": "skip"}}  # fmt: skip
+FOLDED = {"cellView": "form", "_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["setup"]}
 UNPACK = '''
 import base64, importlib.util, pathlib, sys, tempfile
 

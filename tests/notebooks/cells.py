@@ -4,16 +4,12 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 
-def slide(kind="slide", **more):
-    return {"slideshow": {"slide_type": kind}, **more}
-
-
 def code(source="1 + 1", metadata=None, count=1, outputs=()):
-    return new_code_cell(source, metadata=metadata or slide(), execution_count=count, outputs=list(outputs))
+    return new_code_cell(source, metadata=metadata or {}, execution_count=count, outputs=list(outputs))
 
 
 def text(source, metadata=None):
-    return new_markdown_cell(source, metadata=metadata or slide())
+    return new_markdown_cell(source, metadata=metadata or {})
 
 
 def printed(words, name="stdout"):
@@ -24,8 +20,8 @@ def picture(alt, mime="image/png"):
     return new_output("display_data", data={mime: "aGk="}, metadata={mime: {"alt": alt} if alt else {}})
 
 
-FOLDED = slide(jupyter={"source_hidden": True}, cellView="form", **{"_kg_hide-input": True})
-SOLUTION = FOLDED | slide("skip", tags=["solution"])
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form", "_kg_hide-input": True}
+SOLUTION = FOLDED | {"tags": ["solution"]}
 
 
 def written(folder, name, cells):

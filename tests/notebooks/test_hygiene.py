@@ -7,7 +7,7 @@ import sys
 
 import nbformat
 import pytest
-from cells import FOLDED, SOLUTION, code, picture, printed, slide, text, written
+from cells import FOLDED, SOLUTION, code, picture, printed, text, written
 from nbformat.v4 import new_output
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -61,8 +61,6 @@ def test_links_may_point_ahead_but_not_into_a_gap(tmp_path):
 
 
 BAD_CELLS = {
-    "no slide metadata": text("Hello", metadata={"slideshow": {}}),
-    "no slide metadata; set": code(metadata={"slideshow": {"slide_type": "slides"}}),
     "not executed": code(count=None),
     "an empty code cell": code("  \n"),
     "21 lines of code": code("\n".join(["x = 1"] * 21)),
@@ -77,19 +75,19 @@ BAD_CELLS = {
     "a picture without alt text": text("![](../LICENSE)"),
     "a picture without": text('<img src="https://example.org/a.png">'),
     "leads nowhere": text("See [the next chapter](99_missing.ipynb)."),
-    "not folded everywhere": code("#@title Solution\nx = 1", slide("skip", tags=["solution"])),
+    "not folded everywhere": code("#@title Solution\nx = 1", {"tags": ["solution"]}),
     "not folded": code("x = 1", SOLUTION),
-    "are not compared": code(metadata=slide(tags=["nbval-skip"])),
+    "are not compared": code(metadata={"tags": ["nbval-skip"]}),
     "1 of 1 code cells are not compared": code("# NBVAL_IGNORE_OUTPUT\n1 + 1"),
 }
 GOOD_CELLS = {
     "prose": text("The step is [bounded](../LICENSE), see [torch](https://pytorch.org)."),
     "code": code(outputs=[printed("ratio 1/2 a/home/b ")]),
     "figure": code(outputs=[picture("two curves")], metadata=FOLDED),
-    "an open figure": code(outputs=[picture("two curves")], metadata=slide(tags=["show-source"])),
+    "an open figure": code(outputs=[picture("two curves")], metadata={"tags": ["show-source"]}),
     "solution": code("#@title Solution\nx = 1", SOLUTION),
     "expected error": code(
-        metadata=slide(tags=["raises-exception"]), outputs=[new_output("error", ename="ValueError", traceback=[])]
+        metadata={"tags": ["raises-exception"]}, outputs=[new_output("error", ename="ValueError", traceback=[])]
     ),
 }
 
