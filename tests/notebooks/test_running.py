@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from cells import code, written
+from cells import code, printed, written
 from nbformat.v4 import new_code_cell
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -110,6 +110,19 @@ def test_other_versions_compare_figures_by_their_description(small_repository):
     written(small_repository, "00_short.ipynb", [code("1 + 1", outputs=[])])
     _, said = nbval(small_repository)
     assert "figures compared by their description: matplotlib is" in said, said
+
+
+def test_with_another_torch_its_own_outputs_are_run_but_not_compared(small_repository):
+    """Two cells whose stored output is wrong, one of them with the tag: it fails only with the pinned torch."""
+    cells = [code("print(2)", outputs=[printed("1\n")], metadata={"tags": tags}) for tags in (["this-torch"], [])]
+    written(small_repository, "00_short.ipynb", cells)
+    _, said = nbval(small_repository)
+    assert "2 failed" in said and "not compared" not in said, said
+
+    listed = small_repository / "environment.yml"
+    listed.write_text(re.sub("torch==[0-9.]+", "torch==1.0.0", listed.read_text(encoding="utf-8")), encoding="utf-8")
+    _, said = nbval(small_repository)
+    assert "1 failed, 1 passed" in said and "outputs of this torch not compared: 1 (tag this-torch; torch is" in said, said
 
 
 def test_unexecuted_notebooks_are_refused(small_repository):

@@ -2,8 +2,9 @@
 
 They are the rows of the tape's own table of verdicts (``course.graph_table``), more lines, and whole steps of every
 variant. A line of ``LINES`` runs with the names of ``things``. A comment after two spaces says how to judge it:
-``# random``, contents are not compared; ``# differs: why``, the tape is known to judge otherwise. What is stored of each: the verdict, the message, whether the capture was kept after an error that was
-caught, and what the tensors that have changed hold after three replays, between which x, y and the host's h change.
+``# random``, contents are not compared; ``# differs: why``, the tape is known to judge otherwise. What is stored of
+each: the verdict, the message, whether the capture was kept after an error that was caught, and what the tensors that
+have changed hold after three replays, between which x, y and the host's h change.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import torch
 
 import adamlib
+from course import graph_table
 from course.gpu.run import attempt, one_line
 from course.graph_tape import GraphTape, device_tensors
 from course.op_meter import tensors_in
@@ -161,10 +163,8 @@ def lines() -> dict[str, str]:
 
 
 def rows() -> dict:
-    """The rows of the tape's table by name; where the table is not there, none."""
-    if importlib.util.find_spec("course.graph_table") is None:
-        return {}
-    return {f"row: {row.name}": row for row in importlib.import_module("course.graph_table").TABLE}
+    """The rows of the tape's table by name."""
+    return {f"row: {row.name}": row for row in graph_table.TABLE}
 
 
 def row_block(row, device: str) -> tuple[dict, Callable, Callable]:
