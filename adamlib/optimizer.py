@@ -231,10 +231,11 @@ def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dic
         entry = dict(entry) or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
-        step, device = entry["step"], param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+        step, beside = entry["step"], group["capturable"] or group["fused"]  # the parameter
+        device = param.device if beside else torch.device("cpu")
         if not isinstance(step, Tensor):  # made where it belongs: a copy to a GPU could not be captured
-            make = partial(torch.full, ()) if device.type != "cpu" else torch.tensor  # whose value a fake one knows
-            step = make(float(step), dtype=torch.promote_types(torch.get_default_dtype(), torch.float32), device=device)
+            make = partial(torch.full, (), device=device) if beside else partial(torch.tensor, device="cpu")
+            step = make(float(step), dtype=torch.promote_types(torch.get_default_dtype(), torch.float32))
         dtype = torch.float64 if step.dtype == torch.float64 and not group["fused"] else torch.float32
         if step.numel() == 1 and not step.is_meta and (step.device, step.dtype, step.dim()) != (device, dtype, 0):
             step = step.detach().reshape(()).to(device=device, dtype=dtype, copy=True)
