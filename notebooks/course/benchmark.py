@@ -133,17 +133,10 @@ def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> 
     """
     torch.set_num_threads(settings.threads)
     shapes, cuda = (SETS | UNUSUAL)[set_name](), settings.device == "cuda"
-    options = dict(VARIANTS[NOISE.get(variant, variant)])
-    if mode != "eager" and "fused" in options:
-        options["capturable"] = True
-    theirs = options | ({"fused": True} if "fused" in options else {})
-    ours = theirs if variant in NOISE else options
+    theirs = options_of(variant, mode, "torch")
+    ours = theirs if variant in NOISE else options_of(variant, mode, "ours")
     copies = sets_in_rotation(shapes) if mode == "cold graph" else 1
-    torch_adam = importlib.import_module("torch.optim.adam")  # the name torch.optim.adam is taken away
-    cpu_is_capturable = unittest.mock.patch.object(
-        torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"]
-    )
-    with cpu_is_capturable if options.get("capturable") and not cuda else contextlib.nullcontext():
+    with torch_takes_capturable_anywhere() if ours.get("capturable") and not cuda else contextlib.nullcontext():
         torchs = [optimizer(torch.optim.Adam, shapes, theirs, settings, set_name) for _ in range(copies)]
         library = torch.optim.Adam if variant in NOISE else adamlib.Adam
         own = [optimizer(library, shapes, ours, settings, set_name) for _ in range(copies)]
@@ -172,6 +165,22 @@ def measure_pair(set_name: str, variant: str, mode: str, settings: Settings) -> 
         "rounds_thrown_away": result.thrown_away,
         "disturbed": result.disturbed,
     }
+
+
+def options_of(variant: str, mode: str, library: str) -> dict:
+    """What the optimizer of a library ("torch" or "ours") is made with: beside our own kernel torch's fused is timed."""
+    options = dict(VARIANTS[NOISE.get(variant, variant)])
+    if "graph" in mode and "fused" in options:
+        options["capturable"] = True
+    return options | ({"fused": True} if library == "torch" and "fused" in options else {})
+
+
+def torch_takes_capturable_anywhere():
+    """A context in which torch does not refuse ``capturable=True`` on the CPU and the meta device."""
+    torch_adam = importlib.import_module("torch.optim.adam")  # the name torch.optim.adam is taken away
+    return unittest.mock.patch.object(
+        torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda", "meta"]
+    )
 
 
 def sets_in_rotation(shapes: Shapes) -> int:

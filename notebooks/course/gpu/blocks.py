@@ -13,13 +13,13 @@ import importlib
 import importlib.util
 import math
 import types
-import unittest.mock
 from collections.abc import Callable
 
 import torch
 
 import adamlib
 from course import graph_table
+from course.benchmark import torch_takes_capturable_anywhere
 from course.gpu.run import attempt, one_line
 from course.graph_tape import GraphTape, device_tensors
 from course.op_meter import tensors_in
@@ -275,11 +275,7 @@ def maker(name: str, device: str) -> Callable:
 def observe(name: str, device: str) -> dict:
     """What happens to the block when it is captured, on CUDA or (device "cpu") on the tape, and replayed."""
     make = maker(name, device)
-    torch_adam = importlib.import_module("torch.optim.adam")  # torch's capturable form asks where it runs
-    devices = unittest.mock.patch.object(
-        torch_adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"]
-    )
-    with devices if device == "cpu" else contextlib.nullcontext():
+    with torch_takes_capturable_anywhere() if device == "cpu" else contextlib.nullcontext():
         eager = attempt(lambda: _aside(make(device)[1], device) or {})
         made = []
         _aside(lambda: made.extend(make(device)), device)  # with the first step of an optimizer

@@ -13,19 +13,11 @@ import itertools
 import torch
 
 import adamlib
-from course.gpu.race import torch_takes_capturable_anywhere
+from course.benchmark import VARIANTS, options_of, torch_takes_capturable_anywhere
 from course.gpu.run import attempt, each
 from course.referee import same_bits
 
-VARIANTS = {  # ours, torch's, whether the same bits are promised on a CPU
-    "single": (dict(foreach=False), {}, True),
-    "foreach": (dict(foreach=True), {}, True),
-    "fused": (dict(fused=True), {}, True),
-    "capturable single": (dict(foreach=False, capturable=True), {}, False),
-    "capturable foreach": (dict(foreach=True, capturable=True), {}, False),
-    "differentiable": (dict(foreach=False, differentiable=True), {}, False),
-    "triton": (dict(fused="triton"), dict(fused=True), False),
-}
+PROMISED = ("single", "foreach", "fused")  # to have torch's bits, on a CPU
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 CASES = [
     dict(decay, amsgrad=amsgrad, maximize=maximize)
@@ -67,14 +59,13 @@ def compare(ours: tuple, theirs: tuple) -> tuple[bool, float]:
 
 def parity(variant: str, dtype: torch.dtype, device: str) -> dict:
     """All cases of one variant in one dtype."""
-    ours, theirs, promised = VARIANTS[variant]
     differ, distances, failed = [], [], {}
     with torch_takes_capturable_anywhere() if device == "cpu" else contextlib.nullcontext():
         for case in CASES:
             name = ", ".join(f"{key}={value}" for key, value in case.items() if value) or "no options"
             runs = [
-                functools.partial(steps_of, cls, dtype, device, ours | more | case)
-                for cls, more in ((adamlib.Adam, {}), (torch.optim.Adam, theirs))
+                functools.partial(steps_of, cls, dtype, device, options_of(variant, "eager", library) | case)
+                for cls, library in ((adamlib.Adam, "ours"), (torch.optim.Adam, "torch"))
             ]
             result = attempt(lambda: dict(zip(("same", "distance"), compare(*(run() for run in runs)))))
             if "error" in result:
@@ -84,7 +75,7 @@ def parity(variant: str, dtype: torch.dtype, device: str) -> dict:
             if not result["same"]:
                 differ.append(name)
     return {
-        "promised_on_a_cpu": promised, "cases": len(CASES), "same_bits": len(distances) - len(differ),
+        "promised_on_a_cpu": variant in PROMISED, "cases": len(CASES), "same_bits": len(distances) - len(differ),
         "differ": differ, "largest_distance_in_lr": max(distances, default=None), "failed": failed,
     }  # fmt: skip
 
@@ -122,7 +113,7 @@ def run(done: set[str], device: str, tell) -> bool:
     triton = device == "cuda" and importlib.util.find_spec("triton")
     items = {
         f"{variant}, {str(dtype).removeprefix('torch.')}": functools.partial(parity, variant, dtype, device)
-        for variant in VARIANTS if triton or variant != "triton"
+        for variant in VARIANTS if variant != "compiled" and (triton or variant != "triton")
         for dtype in DTYPES if (variant, dtype) != ("triton", torch.float64)
     }
     items["bfloat16 moments"] = functools.partial(bfloat16_moments, device)

@@ -12,39 +12,26 @@ host does between the steps, is measured in the same rounds.
 
 import contextlib
 import functools
-import importlib
 import importlib.util
 import itertools
 import time
-import unittest.mock
 
 import torch
 
 import adamlib
-from course.benchmark import BYTES, Settings, contender, optimizer, stream
+from course.benchmark import (
+    BYTES, Settings, contender, optimizer, options_of, stream, torch_takes_capturable_anywhere,
+)  # fmt: skip
 from course.gpu.run import attempt, each
 from course.op_meter import OpMeter
 from course.parameter_sets import SETS, count_parameters
 from course.stopwatch import Contender, quartiles, race
 
-VARIANTS = {
-    "foreach": dict(foreach=True),
-    "fused": dict(fused=True),
-    "capturable foreach": dict(foreach=True, capturable=True),
-    "triton": dict(fused="triton"),  # beside torch's fused
-}
+VARIANTS = ("foreach", "fused", "capturable foreach", "triton")  # of the benchmark's
 MODES = ("fixed gradients", "fresh gradients", "graph")
 ON_CUDA = dict(sets=("tiny_200x64", "resnet18", "gpt2_small"), rounds=7, min_seconds=0.02)
 ON_CPU = dict(sets=("digits_mlp",), rounds=2, min_seconds=0.0)  # does it run, not how fast
 TRITON_CALLS = 2  # one for the counts, one for the rest; the meter does not see them
-
-
-def options_of(variant: str, mode: str, library: str) -> dict:
-    """What the optimizer is made with."""
-    options = dict(VARIANTS[variant])
-    if mode == "graph":
-        options["capturable"] = True
-    return options | ({"fused": True} if library == "torch" and "fused" in options else {})
 
 
 def races(device: str) -> dict[str, tuple[str, str, str]]:
@@ -56,16 +43,6 @@ def races(device: str) -> dict[str, tuple[str, str, str]]:
         " · ".join(trio): trio for trio in trios
         if (cuda or trio[2] != "graph") and (triton or trio[1] != "triton") and trio[1:] != ("foreach", "graph")
     }
-
-
-@contextlib.contextmanager
-def torch_takes_capturable_anywhere():
-    """torch refuses ``capturable=True`` on the CPU and the meta device; to count its calls there, let it."""
-    module = importlib.import_module("torch.optim.adam")
-    with unittest.mock.patch.object(
-        module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda", "meta"]
-    ):
-        yield
 
 
 def counts(set_name: str, variant: str, mode: str, library: str) -> dict:
