@@ -10,15 +10,13 @@ exit status is 1 where a mutant goes unnoticed. Nothing is stored.
 
 import argparse
 import json
-import os
 import pathlib
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from typing import NamedTuple
 
+from paths import differing
 from series import ROOT
 
 COPIED = ("adamlib", "notebooks", "environment.yml", "pyproject.toml")
@@ -64,16 +62,10 @@ def noticed(mutant, folder):
     text = original.read_text(encoding="utf-8")
     path.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
     notebook = folder / "notebooks" / f"{mutant.chapter}.ipynb"
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "--nbval", "--nbval-current-env", "--rootdir=.",
-               "--nbval-cell-timeout=600", "-p", "no:cacheprovider", str(notebook)]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": ""}, capture_output=True,
-                          encoding="utf-8", errors="replace")
+    cells, _ = differing(mutant.name, [notebook], folder, PYTHONPATH="")
     shutil.copy(original, path)
-    if not re.search(r"^\d+ of \d+ code cells compared", done.stdout, re.MULTILINE):
-        sys.exit(f"{mutant.name}: {notebook.name} did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     code = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    found = re.findall(r"^(?:FAILED|ERROR) \S*?\w+\.ipynb::Cell (\d+)", done.stdout, re.MULTILINE)
-    return [int(number) for number in found if "getsource" not in "".join(code[int(number)]["source"])]
+    return [number for number in cells[mutant.chapter] if "getsource" not in "".join(code[number]["source"])]
 
 
 def main(arguments=None):

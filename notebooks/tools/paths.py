@@ -35,14 +35,15 @@ def processor():
     return name.group(1) if name else platform.machine(), set(flags.group(1).split()) if flags else set()
 
 
-def differing(path, notebooks):
-    """{notebook's stem: numbers of the cells that differ} under one path, and how far figures that passed are apart."""
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "--nbval", "--nbval-current-env",
+def differing(what, notebooks, folder=ROOT, **environment):
+    """{notebook's stem: numbers of the cells that differ} in the repository in `folder`, and how far figures that passed
+    are apart. `what` is tried is said where the notebooks do not run."""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "--nbval", "--nbval-current-env", "--rootdir=.",
                "--nbval-cell-timeout=600", "-p", "no:cacheprovider", *map(str, notebooks)]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "ADAM_PATH": path}, capture_output=True,
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True,
                           encoding="utf-8", errors="replace")
     if not re.search(r"^\d+ of \d+ code cells compared", done.stdout, re.MULTILINE):
-        sys.exit(f"{path}: the notebooks did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        sys.exit(f"{what}: the notebooks did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     apart = re.search(r"the farthest (\S+) from the stored one", done.stdout)
     cells = collections.defaultdict(list)
     for name, number in re.findall(r"^(?:FAILED|ERROR) \S*?(\w+)\.ipynb::Cell (\d+)", done.stdout, re.MULTILINE):
@@ -62,7 +63,7 @@ def main(arguments=None):
     print(f"{name}: {len(paths)} paths, {len(notebooks)} notebooks; numbers are the cells that differ (nbval's count)")
     bad = 0
     with concurrent.futures.ThreadPoolExecutor(wanted.jobs) as pool:
-        for path, (cells, apart) in zip(paths, pool.map(lambda path: differing(path, notebooks), paths)):
+        for path, (cells, apart) in zip(paths, pool.map(lambda path: differing(path, notebooks, ADAM_PATH=path), paths)):
             bad += sum(map(len, cells.values()))
             shown = "; ".join(f"{chapter}: {', '.join(map(str, found))}" for chapter, found in sorted(cells.items()))
             print(f"{path:16} {sum(map(len, cells.values())):3} differ; figures up to {apart:8} {shown}", flush=True)
