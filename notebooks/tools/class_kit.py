@@ -40,10 +40,9 @@ PACKAGES = ("torch", "numpy", "matplotlib", "triton")  # and what opens notebook
 
 
 def for_students(notebook):
-    """A self-contained chapter (a dict, as in the file) less its solutions, outputs, remarks and links to the guide."""
+    """A self-contained chapter (a dict, as in the file) less its solutions and outputs."""
     cells = [cell for cell in notebook["cells"] if "solution" not in cell["metadata"].get("tags", [])]
     for cell in cells:
-        cell["metadata"].pop("speaker", None)
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
     return {**notebook, "cells": cells}
@@ -73,10 +72,10 @@ def build(out=BUILD):
         sys.exit("no chapters in notebooks/: is this a complete clone?")
     shutil.rmtree(out, ignore_errors=True)
     files = package_files()
-    for name, made in (("students", for_students), ("lecturer", for_the_lecturer)):
+    for name, made, remarks in (("students", for_students, False), ("lecturer", for_the_lecturer, True)):
         (out / name).mkdir(parents=True)
         for path in originals:
-            text = json.dumps(made(self_contained(path, files, remarks=True)), indent=1, ensure_ascii=False)
+            text = json.dumps(made(self_contained(path, files, remarks=remarks)), indent=1, ensure_ascii=False)
             (out / name / path.name).write_text(text + "\n", encoding="utf-8")
     (out / "students" / "README.md").write_text(README, encoding="utf-8")
     (out / "students" / "requirements.txt").write_text(requirements(), encoding="utf-8")

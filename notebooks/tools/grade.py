@@ -20,6 +20,7 @@ import ast
 import contextlib
 import copy
 import csv
+import functools
 import importlib
 import inspect
 import io
@@ -199,9 +200,9 @@ def locked(folder, seconds):
     sys.addaudithook(refuse)
 
 
-def verdict(exercise, code, namespace, module):
+def verdict(exercise, code, namespace, recorder):
     """Run an answer's cells, and say what they are worth. Never raises."""
-    recorder, before = Recorder(module, exercise.checks), untouched()
+    before = untouched()
     fresh = {name: namespace["__fresh__"].get(name, []) for name in exercise.checks}
     space = {**namespace, "check": recorder}
     try:
@@ -272,11 +273,10 @@ def prepared(chapter):
         exec(compile(cell, f"<{chapter}>", "exec"), namespace)
     namespace["__fresh__"] = {}
     for exercise in wanted:
-        ours = verdict(exercise, [exercise.solution], namespace, module)
+        recorder = Recorder(module, exercise.checks)
+        ours = verdict(exercise, [exercise.solution], namespace, recorder)
         if ours.found != "correct":
             raise RuntimeError(f"{chapter}, {exercise.title}: our own solution is graded {ours.found!r}: {ours.said}")
-        recorder = Recorder(module, exercise.checks)
-        exec(compile(exercise.solution, "<solution>", "exec"), {**namespace, "check": recorder})
         for name, answer in recorder.answers.items():
             fits = []
             for check in nudged(module, name):
@@ -286,18 +286,27 @@ def prepared(chapter):
     return cells, namespace, module, wanted
 
 
+@functools.cache
+def titles():
+    """{the first line of a chapter: its name}."""
+    return {title_of(json.loads(path.read_text(encoding="utf-8"))["cells"]): path.stem for path in chapters()}
+
+
+def title_of(cells):
+    """The first line of the first cell of text."""
+    return "".join(next(cell for cell in cells if cell["cell_type"] == "markdown")["source"]).splitlines()[0].strip()
+
+
 def chapter_of(path):
     """(chapter, cells) of a returned notebook; ValueError says what is wrong with the file."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        first = "".join(next(cell for cell in cells if cell["cell_type"] == "markdown")["source"]).splitlines()[0]
+        first = title_of(cells)
     except (OSError, ValueError, KeyError, TypeError, StopIteration, IndexError):
         raise ValueError("no notebook, or one without its title") from None
-    for ours in chapters():
-        cell = json.loads(ours.read_text(encoding="utf-8"))["cells"][0]
-        if "".join(cell["source"]).splitlines()[0].strip() == first.strip():
-            return ours.stem, cells
-    raise ValueError(f"no chapter of this series begins with {first[:60]!r}")
+    if first not in titles():
+        raise ValueError(f"no chapter of this series begins with {first[:60]!r}")
+    return titles()[first], cells
 
 
 def graded(chapter, returned, seconds):
@@ -316,7 +325,8 @@ def graded(chapter, returned, seconds):
             elif [c.strip() for c in code] == [exercise.stub.strip()]:
                 result = Verdict(0, "not written", "The stub is as it was.")
             else:
-                result = apart(lambda: verdict(exercise, code, namespace, module), seconds)  # noqa: B023
+                recorder = Recorder(module, exercise.checks)
+                result = apart(lambda: verdict(exercise, code, namespace, recorder), seconds)  # noqa: B023
             rows[path].append((exercise.title, exercise.points, result))
             if text := "\n\n".join(filter(str.strip, written)):
                 words.setdefault(exercise.title, []).append((path.name, text))
