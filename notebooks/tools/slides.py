@@ -103,7 +103,7 @@ def build(out=BUILD):
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TOOLS / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    templates.globals |= dict(shown=shown, rendered=rendered, minutes=deck.minutes, colors=HtmlFormatter().get_style_defs())
+    templates.globals |= dict(shown=shown, rendered=rendered, minutes=deck.minutes, spoken=deck.SPOKEN, colors=HtmlFormatter().get_style_defs())
     for name, sections in decks.items():
         title = name.replace("_", " · ", 1).replace("_", " ")
         page = templates.get_template("deck.html").render(title=title, sections=sections)
