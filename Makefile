@@ -38,7 +38,7 @@ test-package: $(READY)
 test-notebooks: $(READY)
 	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks $(EXPORTS)
 
-paths: $(READY)  ## run the notebooks under the code paths of other processors (some 20 minutes); nothing may differ
+paths: $(READY)  ## run the notebooks under the code paths of other processors (some 40 minutes); nothing may differ
 	$(PY) notebooks/tools/paths.py $(PATHS_FLAGS)
 
 bench: $(READY)  ## time one step of each variant on this machine, beside torch.optim

@@ -1,6 +1,6 @@
 """Run the notebooks under the code paths that processors choose, and print which cells differ from what is stored.
 
-    python notebooks/tools/paths.py                                  all paths, all notebooks: some 20 minutes
+    python notebooks/tools/paths.py                                  all paths, all notebooks: some 40 minutes
     python notebooks/tools/paths.py --path mkl-avx2 --path as-it-is  some of the paths
     python notebooks/tools/paths.py notebooks/07_differentiable.ipynb
 
