@@ -24,6 +24,8 @@ FLAGS = {
 ALL_FLAGS = FLAGS | {"differentiable": dict(differentiable=True)}  # which steps no leaf
 SAME_BITS = ("single_tensor", "foreach", "fused")  # the variants that torch itself can run on a CPU
 CAPTURABLE = ("capturable_single", "capturable_foreach")
+# What adam() wants besides its lists.
+SETTINGS = dict(amsgrad=False, beta1=0.9, beta2=0.99, lr=0.1, weight_decay=0.0, eps=1e-8, maximize=False)
 
 each_variant = pytest.mark.parametrize("variant", FLAGS)
 each_of_torchs = pytest.mark.parametrize("variant", SAME_BITS)

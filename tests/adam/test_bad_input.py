@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from parameter_zoo import FLAGS, as_in_torch, each_class, refused, trained, unlike_torch, weights
+from parameter_zoo import FLAGS, SETTINGS, as_in_torch, each_class, refused, trained, unlike_torch, weights
 
 import adamlib
 
@@ -132,5 +132,5 @@ def test_a_differentiable_step_takes_no_count_that_requires_a_gradient(library):
 
 @as_in_torch
 def test_a_count_that_is_no_tensor_is_refused_by_the_function_in_torchs_words(library):
-    p, settings = torch.ones(2), dict(amsgrad=False, lr=0.1, weight_decay=0.0, eps=1e-8, maximize=False)
-    library.adam([p], [p], [p], [p], [], [1], beta1=0.9, beta2=0.99, **settings)
+    p = torch.ones(2)
+    library.adam([p], [p], [p], [p], [], [1], **SETTINGS)

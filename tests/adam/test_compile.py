@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 from parameter_zoo import (
-    ALL_FLAGS, CAPTURABLE, FLAGS, TORCH, as_in_torch, counts, each_class, each_of_torchs, give_gradients, trained,
-    weights,
+    ALL_FLAGS, CAPTURABLE, FLAGS, SETTINGS, TORCH, as_in_torch, counts, each_class, each_of_torchs, give_gradients,
+    trained, weights,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import lr_scheduler
@@ -14,7 +14,6 @@ from torch.optim import lr_scheduler
 import adamlib
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SETTINGS = dict(amsgrad=False, beta1=0.9, beta2=0.99, lr=0.1, weight_decay=0.0, eps=1e-8, maximize=False)
 
 
 class Backend:

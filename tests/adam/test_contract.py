@@ -18,7 +18,7 @@ import sys
 
 import pytest
 import torch
-from parameter_zoo import ALL_FLAGS, each_variant
+from parameter_zoo import ALL_FLAGS, SETTINGS, each_variant
 
 import adamlib
 
@@ -346,8 +346,7 @@ def six_lists(n, *, amsgrad=False, size=3):
 
 
 def call(columns, **options):
-    settings = dict(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, maximize=False, amsgrad=False)
-    adamlib.adam(*columns, **settings | options)
+    adamlib.adam(*columns, **SETTINGS | dict(weight_decay=0.1) | options)
 
 
 @pytest.mark.parametrize("left", [0, 1])

@@ -193,7 +193,6 @@ def test_retained_gradients_of_a_non_leaf_are_used(library):
 
 # --- learning rates
 
-
 SCHEDULERS = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.9**t),
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda t: 0.9),
@@ -213,8 +212,6 @@ SCHEDULERS = {
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0),
     "SWALR": lambda o: swa_utils.SWALR(o, swa_lr=0.05, anneal_epochs=4),
 }
-
-
 NUMBERS, TENSORS = dict(lr=0.01), dict(lr=torch.tensor(0.01), betas=(torch.tensor(0.9), torch.tensor(0.999)))
 
 

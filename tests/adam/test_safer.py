@@ -14,7 +14,9 @@ import pickle
 
 import pytest
 import torch
-from parameter_zoo import FLAGS, each_capturable, operations, trained, unchanged_if_it_fails, unlike_torch, weights
+from parameter_zoo import (
+    FLAGS, SETTINGS, each_capturable, operations, trained, unchanged_if_it_fails, unlike_torch, weights,
+)
 
 import adamlib
 
@@ -41,8 +43,7 @@ def test_fused_writes_behind_the_end_of_a_state_that_is_too_small(library):
     memory = torch.full((16,), POISON)
     exp_avg = memory[:2].zero_()  # two elements for a parameter of three
     lists = [torch.ones(3)], [torch.ones(3)], [exp_avg], [torch.zeros(3)], [], [torch.tensor(0.0)]
-    settings = dict(amsgrad=False, beta1=0.9, beta2=0.99, lr=0.1, weight_decay=0.0, eps=1e-8, maximize=False)
-    library.adam(*lists, fused=True, **settings)
+    library.adam(*lists, fused=True, **SETTINGS)
     return "behind its end" if memory[2] != POISON else "nothing"
 
 
