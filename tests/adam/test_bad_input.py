@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from parameter_zoo import FLAGS, SETTINGS, as_in_torch, each_class, refused, trained, unlike_torch, weights
+from parameter_zoo import FLAGS, SETTINGS, Raises, as_in_torch, each_class, refused, trained, unlike_torch, weights
 
 import adamlib
 
@@ -70,7 +70,7 @@ def test_the_options_of_a_group_are_checked_like_the_constructors(wrong):
     opt.add_param_group(dict(params=weights()))  # after the error a right group can still be added
 
 
-@unlike_torch(theirs=2.0, ours=(ValueError, "Invalid learning rate: -1.0"))
+@unlike_torch(theirs=2.0, ours=Raises(ValueError, "Invalid learning rate: -1.0"))
 def test_a_negative_learning_rate_in_a_group_runs_uphill_in_torch(library):
     p = torch.ones(1, requires_grad=True)
     opt = library.Adam([dict(params=[p], lr=-1.0)])
