@@ -11,19 +11,17 @@ import torch
 
 torch.set_num_threads(1)
 
-_TALLY = collections.Counter()
-_FIGURES = {}
-
-
 class Tally:
     """Counts configurations compared bit by bit with torch's same variant, and those that were equal."""
 
+    tried, equal, figures = collections.Counter(), collections.Counter(), {}
+
     def add(self, variant, equal):
-        _TALLY[variant, "tried"] += 1
-        _TALLY[variant, "equal"] += bool(equal)
+        self.tried[variant] += 1
+        self.equal[variant] += bool(equal)
 
     def figure(self, name, text):
-        _FIGURES[name] = text
+        self.figures[name] = text
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +45,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    variants = sorted({variant for variant, _ in _TALLY})
-    if variants:
-        total = {word: sum(_TALLY[variant, word] for variant in variants) for word in ("equal", "tried")}
+    if Tally.tried:
         terminalreporter.section("bit for bit with torch")
-        for variant in variants:
-            terminalreporter.line(
-                f"{variant}: {_TALLY[variant, 'equal']} of {_TALLY[variant, 'tried']} equal"
-            )
-        terminalreporter.line(f"configurations equal / tried: {total['equal']} / {total['tried']}")
-    for name, text in _FIGURES.items():
+        for variant in sorted(Tally.tried):
+            terminalreporter.line(f"{variant}: {Tally.equal[variant]} of {Tally.tried[variant]} equal")
+        terminalreporter.line(f"configurations equal / tried: {Tally.equal.total()} / {Tally.tried.total()}")
+    for name, text in Tally.figures.items():
         terminalreporter.line(f"{name}: {text}")

@@ -49,10 +49,10 @@ def test_other_devices_take_whole_tensors_until_their_room_is_full():
 
 
 def test_kinds_are_kept_apart():
-    kinds = [torch.zeros(2), torch.zeros(3, dtype=torch.float64), torch.zeros(4), torch.zeros(5, device="meta")]
-    parts = [(list(map(len, ps)), ns, none) for ps, ns, _, none in by_kind((kinds, [0, 1, 2, 3], kinds, []))]
-    assert parts == [([2, 4], [0, 2], []), ([3], [1], []), ([5], [3], [])]
-    moments = [torch.zeros(2), torch.zeros(3, dtype=torch.bfloat16)]  # torch's CUDA kernel takes either, in calls of its own
-    params = [torch.zeros(2), torch.zeros(3, device="meta"), torch.zeros(3)]
-    assert [len(ps) for ps, *_ in by_kind((params, [0, 1, 2], [moments[0], *moments]))] == [1, 1, 1]
+    on_cpu, double, on_meta = torch.zeros(2), torch.zeros(3, dtype=torch.float64), torch.zeros(5, device="meta")
+    params = [on_cpu, double, on_cpu, on_meta]
+    assert [names for _, names, _, _ in by_kind((params, [0, 1, 2, 3], params, []))] == [[0, 2], [1], [3]]
+    short = torch.zeros(2, dtype=torch.bfloat16)  # torch's CUDA kernel takes such moments, in a call of its own
+    params, moments = [on_cpu, on_meta, on_cpu], [on_cpu, on_meta, short]
+    assert [names for _, names, _ in by_kind((params, [0, 1, 2], moments))] == [[0], [1], [2]]
     assert by_kind(([], [], [])) == []
