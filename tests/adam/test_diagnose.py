@@ -144,33 +144,37 @@ def torch_path(make):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("make", [
-    torch.optim.Adam, adamlib.Adam, lambda p: torch.optim.Adam(p, fused=True), lambda p: adamlib.Adam(p, foreach=True),
-    lambda p: adamlib.Adam(p, capturable=True), lambda p: torch.optim.Adam(p, foreach=True),
-])  # fmt: skip
-def test_the_adams_that_one_can_buy(make, dtype):
-    assert diagnose(torch_path(make), dtype=dtype).is_adam
+@pytest.mark.parametrize("library", [torch.optim, adamlib])
+@pytest.mark.parametrize("options", [{}, dict(fused=True), dict(foreach=True)], ids=str)
+def test_the_adams_that_one_can_buy(library, options, dtype):
+    assert diagnose(torch_path(lambda p: library.Adam(p, **options)), dtype=dtype).is_adam
 
 
-@pytest.mark.parametrize("make, slip", [
+def test_a_capturable_adam_is_adam():
+    assert diagnose(torch_path(lambda p: adamlib.Adam(p, capturable=True))).is_adam
+
+
+OF_TORCH = [  # an optimizer, and the slip that it is Adam with; None: nothing known
     (lambda p: torch.optim.Adam(p, amsgrad=True), "AMSGrad, the maximum before the correction (torch's)"),
     (lambda p: torch.optim.Adam(p, weight_decay=0.1), "weight decay in the gradient (L2)"),
     (lambda p: torch.optim.AdamW(p, weight_decay=0.1), "decoupled weight decay, times α (AdamW)"),
     (lambda p: torch.optim.Adam(p, maximize=True), "uphill: the sign of the gradient"),
     (lambda p: torch.optim.Adam(p, betas=(0.999, 0.9)), "the betas are exchanged"),
-])  # fmt: skip
-def test_torchs_options_are_named(make, slip):
-    assert diagnose(torch_path(make)).slips == [(slip,)]
+    (lambda p: torch.optim.Adam(p, lr=2e-3), None),
+    (lambda p: torch.optim.SGD(p, lr=1e-3), None),
+    (torch.optim.Adamax, None),
+    (torch.optim.NAdam, None),
+    (torch.optim.RMSprop, None),
+    (torch.optim.Adagrad, None),
+]
 
 
-@pytest.mark.parametrize("make", [
-    torch.optim.Adamax, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad,
-    lambda p: torch.optim.SGD(p, lr=1e-3), lambda p: torch.optim.Adam(p, lr=2e-3),
-])  # fmt: skip
-def test_another_optimizer_is_not_explained_away(make):
+@pytest.mark.parametrize("make, slip", OF_TORCH)
+def test_torchs_options_are_named_and_another_optimizer_is_not_explained_away(make, slip):
     found = diagnose(torch_path(make))
-    assert not found.is_adam and not found.slips
-    assert repr(found).startswith("not Adam, and no slip or pair of slips known here\nstep ")
+    assert not found.is_adam and found.slips == ([(slip,)] if slip else [])
+    nothing = "not Adam, and no slip or pair of slips known here\nstep "
+    assert slip or repr(found).startswith(nothing)
 
 
 def test_one_probe_and_one_reading_serve_all_calls_with_the_same_hyperparameters(monkeypatch):
