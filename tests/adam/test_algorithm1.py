@@ -43,7 +43,6 @@ def test_agrees_with_torch_in_every_option(options, is_complex):
 
 # --- by hand
 
-
 def test_first_steps():
     """g = 2 then −1 with α = 1, β = (½, ¾), ε = 0."""
     run = algorithm1(10.0, [2.0, -1.0], lr=1.0, betas=(0.5, 0.75), eps=0.0)
@@ -57,16 +56,12 @@ def test_epsilon_stands_outside_the_root_and_is_not_corrected():
     assert adam_step(0.0, 1e-6, lr=1.0, eps=1e-8).theta == pytest.approx(-1e-6 / (1e-6 + 1e-8), rel=1e-12)
 
 
-def test_the_papers_efficient_form_agrees_and_a_constant_eps_hat_does_not():
+def test_the_papers_efficient_form_agrees():
     α, β1, β2, ε, t = 1e-3, 0.9, 0.999, 1e-8, np.arange(1, 501)
     run = algorithm1(0.0, np.random.default_rng(1).normal(size=500), α, (β1, β2), ε)
-    c1, c2 = 1 - β1**t, 1 - β2**t
-    efficient, keras = (α * np.sqrt(c2) / c1 * run.m / (np.sqrt(run.v) + eps_hat) for eps_hat in (ε * np.sqrt(c2), ε))
+    root_c2 = np.sqrt(1 - β2**t)
+    efficient = α * root_c2 / (1 - β1**t) * run.m / (np.sqrt(run.v) + ε * root_c2)
     assert np.abs(run.delta - efficient).max() < 1e-16
-    assert 1e-10 < np.abs(np.cumsum(run.delta - keras)).max() < 1e-8  # small at g ≈ 1 …
-    tiny = adam_step(0.0, 1e-6, lr=1.0)  # … and large here
-    of_keras = math.sqrt(1 - β2) / (1 - β1) * tiny.state.m / (np.sqrt(tiny.state.v) + ε)
-    assert (of_keras, tiny.delta) == (pytest.approx(0.760, abs=1e-3), pytest.approx(0.990, abs=1e-3))
 
 
 @pytest.mark.parametrize("power", [-40, -1, 3, 20])
@@ -90,32 +85,12 @@ def test_complex_numbers_are_pairs():
     assert lonely.real == pytest.approx(-1) and np.isnan(lonely.imag)
 
 
-@pytest.mark.parametrize("g", [0.001, 1.0])
-def test_weight_decay_finds_its_closed_forms(g):
-    """Linear loss g·θ, λ = 0.1: L2 settles at −g/λ, decoupled decay at −sign(g)/λ."""
-    for decoupled, rest in ((False, -g / 0.1), (True, -1 / 0.1)):
-        run = algorithm1(0.0, np.full(30_000, g), 5e-3, weight_decay=0.1, decoupled_weight_decay=decoupled)
-        assert run.theta[-1] == pytest.approx(rest, rel=1e-3)
-
-
 def test_amsgrad_takes_the_maximum_before_the_correction():
     run = algorithm1(0.0, [10.0] + [0.1] * 50, lr=1.0, eps=0.0, amsgrad=True)
     np.testing.assert_allclose(run.delta[[0, 1, 10, 50]], [1.0, 0.677, 0.200, 0.074], atol=5e-4)
 
 
-def test_amsgrad_counter_example_of_reddi_kale_and_kumar():
-    """Gradients 3, −1, −1, … on [−1, 1], β = (0, 0.1): optimum −1, Adam goes to +1 (ICLR 2018, theorem 1)."""
-    for amsgrad in (False, True):
-        x, state = 0.0, None
-        for t in range(1, 101):
-            g = 3.0 if t % 3 == 1 else -1.0
-            step = adam_step(x, g, state, lr=0.5 / math.sqrt(t), betas=(0.0, 0.1), amsgrad=amsgrad)
-            x, state = min(1.0, max(-1.0, float(step.theta))), step.state
-        assert x < -0.999 if amsgrad else x > 0.9
-
-
 # --- what one may give it
-
 
 def test_functions_schedules_and_going_on():
     def slope(θ, t):

@@ -27,16 +27,14 @@ for t, g in enumerate(gradients, 1):
     theta = theta - lr * (m / c1) / (ROOT(top) + eps)
     path.append(theta)
 """
-STEP = "    theta = theta - lr * (m / c1) / (ROOT(top) + eps)"
+DENOMINATOR = "(ROOT(top) + eps)"
 MISPRINTS = {
-    "ε inside the root: √(v̂ + ε)": (STEP, STEP.replace("(ROOT(top) + eps)", "ROOT(top + eps)")),
-    "ε inside the root of the uncorrected v: √(v + ε)/√c₂":
-        (STEP, STEP.replace("(ROOT(top) + eps)", "(ROOT(top * c2 + eps) / ROOT(c2))")),
-    "ε̂ for ε: ε stands beside the uncorrected √v": (STEP, STEP.replace("+ eps", "+ eps / ROOT(c2)")),
-    "ε̂ without its root: (1−β₂ᵗ)ε": (STEP, STEP.replace("+ eps", "+ eps * ROOT(c2)")),
-    "ε beside the fraction: m̂/√v̂, and ε added to the weight":
-        (STEP, STEP.replace("(ROOT(top) + eps)", "ROOT(top) + eps")),
-    "no ε": (STEP, STEP.replace(" + eps", "")),
+    "ε inside the root: √(v̂ + ε)": (DENOMINATOR, "ROOT(top + eps)"),
+    "ε inside the root of the uncorrected v: √(v + ε)/√c₂": (DENOMINATOR, "(ROOT(top * c2 + eps) / ROOT(c2))"),
+    "ε̂ for ε: ε stands beside the uncorrected √v": (DENOMINATOR, "(ROOT(top) + eps / ROOT(c2))"),
+    "ε̂ without its root: (1−β₂ᵗ)ε": (DENOMINATOR, "(ROOT(top) + eps * ROOT(c2))"),
+    "ε beside the fraction: m̂/√v̂, and ε added to the weight": (DENOMINATOR, "ROOT(top) + eps"),
+    "no ε": (DENOMINATOR, "ROOT(top)"),
     "m is not corrected": ("c1 = 1 - k1 ** clock", "c1 = g.dtype.type(1)"),
     "v is not corrected": ("c2 = 1 - k2 ** clock", "c2 = g.dtype.type(1)"),
     "the clock of the corrections stands at 1": ("clock = t", "clock = 1"),
@@ -52,8 +50,9 @@ MISPRINTS = {
     "decoupled weight decay, times α (AdamW)": ("theta = theta\n", "theta = theta - lr * decay * theta\n"),
     "decoupled weight decay, not times α": ("theta = theta\n", "theta = theta - decay * theta\n"),
     "uphill: the sign of the gradient": ("g = g  # sign", "g = -g"),
-}  # fmt: skip
+}
 BETAS = [(0.9, 0.999), (0.9, 0.95), (0.5, 0.99), (0.2, 0.9)]
+in_both_precisions = pytest.mark.parametrize("dtype", [np.float64, np.float32])
 
 
 def printed(names, betas=(0.9, 0.999), lr=1e-3, eps=1e-8, decay=0.1):
@@ -68,7 +67,7 @@ def printed(names, betas=(0.9, 0.999), lr=1e-3, eps=1e-8, decay=0.1):
     def path(starts, gradients):
         zero = 0 * starts
         here = dict(theta=starts.copy(), gradients=gradients, m=zero, v=zero, vmax=zero, path=[], np=np,
-                    same=lambda x: x, b1=betas[0], b2=betas[1], lr=lr, eps=eps, decay=decay)  # fmt: skip
+                    same=lambda x: x, b1=betas[0], b2=betas[1], lr=lr, eps=eps, decay=decay)
         with np.errstate(all="ignore"):
             exec(page, here)
         return np.array(here["path"])
@@ -80,7 +79,7 @@ def test_every_slip_has_its_misprint():
     assert list(MISPRINTS) == list(SLIPS)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@in_both_precisions
 @pytest.mark.parametrize("betas", BETAS)
 def test_a_right_adam_is_adam(betas, dtype):
     found = diagnose(printed((), betas), betas=betas, dtype=dtype)
@@ -88,7 +87,7 @@ def test_a_right_adam_is_adam(betas, dtype):
     assert repr(found).startswith("Adam\nall 216 weights agree with Algorithm 1")
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@in_both_precisions
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("name", SLIPS)
 def test_a_slip_alone_is_named(name, betas, dtype):
@@ -112,7 +111,7 @@ def same_reading(one, two, betas, dtype):
 PAIRS = [pair for pair in combinations(SLIPS, 2) if SLIPS[pair[0]][0] != SLIPS[pair[1]][0]]
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@in_both_precisions
 @pytest.mark.parametrize("betas", BETAS[:3])
 def test_pairs_of_slips_are_named_or_said_to_be_the_same(betas, dtype, tally):
     unique = 0
@@ -143,7 +142,7 @@ def torch_path(make):
     return path
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@in_both_precisions
 @pytest.mark.parametrize("library", [torch.optim, adamlib])
 @pytest.mark.parametrize("options", [{}, dict(fused=True), dict(foreach=True)], ids=str)
 def test_the_adams_that_one_can_buy(library, options, dtype):

@@ -83,7 +83,6 @@ def test_gradients_are_torchs_where_torch_has_them(wrt):
 
 # --- at v = 0
 
-
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_the_slope_at_v_zero(amsgrad, steps):
@@ -124,7 +123,6 @@ def test_hyperparameters_have_finite_gradients_while_a_weight_sleeps_and_when_it
 
 
 # --- what belongs to the caller
-
 
 @pytest.mark.parametrize("options", [{}, AMSGRAD, DECOUPLED, dict(maximize=True)], ids=str)
 @pytest.mark.parametrize("kind", ["number", "tensor", "tensor that requires a gradient"])

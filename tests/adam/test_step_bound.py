@@ -41,7 +41,6 @@ def steps_of_torch(grads, eps):
 
 # --- the formula
 
-
 @each_of(SOME_BETAS + [(0.0, 0.999), (0.3, 0.30000001), (1e-9, 0.5)])
 def test_closed_form_and_rational_arithmetic_are_one_number(betas):
     for t in (1, 2, 3, 10, 40):
@@ -67,7 +66,6 @@ def test_step_ratios_are_the_steps_of_torch():
 
 
 # --- theorem 1: the bound is exact
-
 
 @each_of(SOME_BETAS)
 def test_one_sequence_attains_the_bound_at_every_step(betas):
@@ -169,7 +167,6 @@ def test_the_angle_of_the_optimizers_state_is_the_angle_between_the_vectors(beta
 
 # --- theorem 2: it increases, to a supremum
 
-
 @each_of(SOME_BETAS + [(0.0, 0.999)])
 def test_strictly_increasing_from_one(betas):
     C = sb.worst_ratio(*betas, np.arange(1, 400))
@@ -231,7 +228,6 @@ def test_where_the_papers_bound_holds():
 
 # --- theorem 3 and its corollary: gradients whose growth is limited
 
-
 def test_growth_curve():
     γ = [1, 1.0001, 1.001, 1.01, 1.05, 1.11, 1.2, 2, 10, math.inf]
     R = [1, 1.0944, 1.7152, 4.1759, 6.7823, 7.2703, 7.0000, 4.9801, 3.4576, 3.1623]
@@ -269,7 +265,6 @@ def test_monotone_gradients_keep_the_papers_promise(betas, order):
 
 
 # --- spikes, waking up, the options
-
 
 def test_single_spike():
     R = sb.spike_ratio(*DEFAULTS, np.array([2, 5, 12, 50, 100, 105, 106, 1000]))
@@ -322,7 +317,6 @@ def test_decoupled_decay_keeps_the_parameter_within_its_limit():
 
 
 # --- corners and errors
-
 
 def test_corners_of_beta():
     assert sb.worst_ratio(0.0, 0.0, math.inf) == sb.growth_ratio(math.inf, 0.0, 0.0) == 1.0

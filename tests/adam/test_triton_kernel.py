@@ -129,7 +129,6 @@ def take_step(kernel, *groups, scale=None, found_inf=None):
 
 # --- what is computed
 
-
 @on_device
 @pytest.mark.parametrize("amsgrad", [False, True], ids=["", "amsgrad"])
 @pytest.mark.parametrize("decay", [{}, L2, DECOUPLED], ids=["none", "l2", "decoupled"])
@@ -309,7 +308,6 @@ def test_a_gradient_of_two_parameters_is_not_unscaled_twice():
 
 # --- the tables, from step to step
 
-
 @pytest.fixture
 def made(monkeypatch):
     """The names of what is made anew, in the order in which it is."""
@@ -382,7 +380,6 @@ def test_a_learning_rate_in_a_tensor_is_read_at_every_step(dtype, shape, made):
 
 
 # --- captured in a CUDA graph, as far as a CPU shows it
-
 
 @pytest.fixture
 def captured(monkeypatch):
@@ -460,7 +457,6 @@ def test_tables_made_in_inference_mode_serve_outside(captured):
 
 
 # --- as a variant of adamlib.Adam
-
 
 @on_device
 def test_close_to_torchs_fused_op():
@@ -562,7 +558,6 @@ def test_sizes_of_blocks_are_checked(sizes, message):
 
 
 # --- in real CUDA graphs
-
 
 def on_a_side_stream(function):
     """What PyTorch asks for before a capture: here it compiles, and makes the tables."""

@@ -19,7 +19,7 @@ ROW = {
     "our_seconds": list, "ratio": list, "limit_seconds": float, "limit_bytes_per_second": float,
     "torch_temporary_bytes": int, "our_temporary_bytes": int, "same_bits": bool, "rounds": int,
     "rounds_thrown_away": int, "disturbed": bool,
-}  # fmt: skip
+}
 
 
 def a_row(**changes):
@@ -28,7 +28,7 @@ def a_row(**changes):
         torch_seconds=[0.0029, 0.003, 0.0031], our_seconds=[0.0009, 0.001, 0.0011], ratio=[2.9, 3.0, 3.25],
         limit_seconds=0.0005, limit_bytes_per_second=28e3 / 0.0005, torch_temporary_bytes=8000,
         our_temporary_bytes=2000, same_bits=True, rounds=5, rounds_thrown_away=0, disturbed=False,
-    )  # fmt: skip
+    )
     return row | changes
 
 
@@ -37,11 +37,10 @@ def a_report(*rows):
         "schema": 1, "date": "2026-01-31", "hardware": {"cpu": "Abacus", "cores": 2},
         "software": {"torch": "2.13.0", "python": "3.11"}, "settings": BRIEF._asdict(), "rows": list(rows),
         "failed": [],
-    }  # fmt: skip
+    }
 
 
 # --- the stopwatch
-
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 10, 21])
 def test_quartiles_are_numpys(n):
@@ -173,7 +172,7 @@ def test_same_bits_sees_one_bit():
 
 def test_tensors_of_a_contender_are_its_own_and_the_same_every_time():
     pair = [[t for p in digits_optimizer(torch.optim.Adam).param_groups[0]["params"] for t in (p, p.grad)]
-            for _ in range(2)]  # fmt: skip
+            for _ in range(2)]
     tensors = [*pair[0], *pair[1]]
     assert len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
     assert all(map(torch.equal, *pair)) and all(t.is_contiguous() and t.abs().max() > 0.5 for t in tensors)
@@ -210,7 +209,6 @@ def test_the_limit_streams_what_a_step_touches(name, bytes_, monkeypatch):
 
 # --- what is raced where
 
-
 def test_what_a_device_can_run(monkeypatch):
     def modes(variant, device):
         settings = BRIEF._replace(device=device)
@@ -244,7 +242,6 @@ def test_a_set_too_small_for_a_rotation_has_no_cold_row(monkeypatch):
 
 
 # --- report and command line
-
 
 def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
     output, picture = tmp_path / "run.json", tmp_path / "run.png"

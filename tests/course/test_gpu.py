@@ -44,7 +44,6 @@ def fake(tmp_path, monkeypatch):
 
 # --- running
 
-
 def test_shares_of_the_budget():
     parts = [Part("a", "", 30), Part("b", "", 10), Part("c", "", 60)]
     assert deadlines(parts, 200) == {"a": 60, "b": 80, "c": 200}
@@ -107,7 +106,6 @@ def test_a_record_is_written_whole_or_not_at_all(tmp_path):
 
 # --- the command line
 
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_it_says_so(capsys):
     assert command.main([]) == 2
@@ -137,7 +135,6 @@ def test_another_file_is_left_alone(tmp_path, capsys):
 
 
 # --- blocks
-
 
 @pytest.fixture(scope="module")
 def on_tape():
@@ -198,7 +195,6 @@ def test_a_wrong_row_is_named(monkeypatch):
 
 
 # --- parity, race, chapters
-
 
 @pytest.mark.parametrize("variant, dtype, same, far", [
     ("single", torch.float32, 12, 0),
@@ -277,11 +273,10 @@ def test_both_chapters_have_cells_about_cuda(chapter):
 
 # --- what is drawn
 
-
 def a_record(**parts):
     """A record with made-up numbers of a made-up device."""
     row = dict(set="tiny", variant="fused", mode="graph", torch_seconds=[1e-5, 2e-5, 3e-5], our_seconds=[9e-6, 1e-5, 2e-5],
-               ratio=[1.5, 2.0, 2.5], handing_over_seconds=None, disturbed=False)  # fmt: skip
+               ratio=[1.5, 2.0, 2.5], handing_over_seconds=None, disturbed=False)
     said = dict(seconds=8e-6, decides="calls", bytes=1, calls=2)
     usual = {
         "tests": {"t::good": {"outcome": "passed"}, "t::bad": {"outcome": "failed", "why": "assert 1 == 2"}},
@@ -290,7 +285,7 @@ def a_record(**parts):
     }
     parts = {name: {"complete": True, "seconds": 1.0, "results": results} for name, results in (usual | parts).items()}
     return {"schema": record.SCHEMA, "date": "2026-01-31", "device": "cuda", "hardware": {"gpu": "Abacus", "cpu": "Beads"},
-            "software": {"torch": "2.11.0", "triton": "3.6.0"}, "parts": parts}  # fmt: skip
+            "software": {"torch": "2.11.0", "triton": "3.6.0"}, "parts": parts}
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_resnet18():
     Its calls follow from its parts: seven passes over each, and a count read for each tensor.
     """
     torchs, ours = ({name: step_of(RESNET18, library, **flags) for name, flags in VARIANTS.items()}
-                    for library in (torch.optim, adamlib))  # fmt: skip
+                    for library in (torch.optim, adamlib))
     for meters in (torchs, ours):
         assert [round(bytes_per_parameter(meter, RESNET18), 3) for meter in meters.values()] == [76, 76, 28]
         assert not any(meter.kept_bytes for meter in meters.values())
@@ -187,7 +187,7 @@ def test_calls_without_a_cpu_cache_to_cut_for(name, single, foreach, buckets):
     """On the meta device nothing is computed and no tensor is cut into blocks: the calls of an accelerator."""
     shapes = parameter_sets.SETS[name]()
     torchs, ours = ([step_of(shapes, library, "meta", foreach=flag).calls for flag in (False, True)]
-                    for library in (torch.optim, adamlib))  # fmt: skip
+                    for library in (torch.optim, adamlib))
     assert torchs == [single, foreach]
     assert ours == [7 * parts + len(shapes) + 4 for parts in (len(shapes), buckets)]
 
@@ -217,7 +217,6 @@ def test_counts_are_the_same_on_every_run():
 
 
 # --- the figure, and the sets
-
 
 def test_figure_shows_the_numbers():
     pytest.importorskip("matplotlib").use("Agg")
