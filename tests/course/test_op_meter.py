@@ -1,16 +1,17 @@
-"""The op meter: its rules one by one, its figures for torch's step and for ours, and the parameter sets."""
+"""The op meter: its rules one by one, its figures for torch's step and for ours, and the parameter sets.
+
+Calls and temporary memory of a step on ResNet-18, on a CPU, stand in the outputs of chapters 04 and 08.
+"""
 
 import pytest
 import torch
 
 import adamlib
-from adamlib.functional import CPU_PART
 from course import op_meter, parameter_sets
 from course.op_meter import OpMeter
 from course.parameter_sets import count_parameters
 
 VARIANTS = {"for-loop": dict(foreach=False), "foreach": dict(foreach=True), "fused": dict(fused=True)}
-RESNET18 = parameter_sets.resnet18()
 
 
 def measured(function):
@@ -27,10 +28,6 @@ def step_of(shapes, library, device="cpu", **options):
     optimizer = library.Adam(params, **options)
     optimizer.step()
     return measured(optimizer.step)
-
-
-def bytes_per_parameter(meter, shapes):
-    return (meter.bytes_read + meter.bytes_written) / count_parameters(shapes)
 
 
 # --- the rules
@@ -147,39 +144,9 @@ OPTIONS = {  # option: (as keywords, bytes per parameter of the for-loop and for
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bytes_per_parameter_with_options(library, option, variant):
     (flags, looped, fused), shapes = OPTIONS[option], [(300, 100), (77,), (20_000,)]
-    moved = bytes_per_parameter(step_of(shapes, library, **VARIANTS[variant], **flags), shapes)
-    assert moved == pytest.approx(fused if variant == "fused" else looped, abs=0.01)  # the rest are step counts
-
-
-def test_resnet18():
-    """adamlib moves torch's bytes, needs no more memory than torch's same variant, and of foreach's hardly any.
-
-    Its calls follow from its parts: seven passes over each, and a count read for each tensor.
-    """
-    torchs, ours = ({name: step_of(RESNET18, library, **flags) for name, flags in VARIANTS.items()}
-                    for library in (torch.optim, adamlib))
-    for meters in (torchs, ours):
-        assert [round(bytes_per_parameter(meter, RESNET18), 3) for meter in meters.values()] == [76, 76, 28]
-        assert not any(meter.kept_bytes for meter in meters.values())
-    assert {name: meter.calls for name, meter in torchs.items()} == {"for-loop": 560, "foreach": 135, "fused": 4}
-    pieces, buckets, filled = 0, 0, CPU_PART
-    for shape in RESNET18:
-        left = count_parameters([shape])
-        while left:
-            piece = min(left, CPU_PART)
-            pieces, left = pieces + 1, left - piece
-            if filled + piece > CPU_PART:
-                buckets, filled = buckets + 1, 0
-            filled += piece
-    around = [meter.calls - 7 * parts for meter, parts in zip(ours.values(), (pieces, buckets, 0))]
-    assert around == [len(RESNET18) + 4] * 2 + [5]
-
-    torchs, ours = ([meter.peak_temporary_bytes for meter in meters.values()] for meters in (torchs, ours))
-    largest, parameters = max(count_parameters([shape]) for shape in RESNET18), count_parameters(RESNET18)
-    # √v and √v/√c₂ of the largest tensor, and the loop's variable still holding the tensor before it
-    assert torchs == [pytest.approx(8 * largest, rel=1e-3), 4 * parameters, 0]
-    assert ours[0] <= torchs[0] and ours[1] <= 0.5 * parameters
-    assert ours[2] == 4  # the 1 that is added to the counts
+    meter = step_of(shapes, library, **VARIANTS[variant], **flags)
+    moved = (meter.bytes_read + meter.bytes_written) / count_parameters(shapes)
+    assert meter.kept_bytes == 0 and moved == pytest.approx(fused if variant == "fused" else looped, abs=0.01)  # the rest are step counts
 
 
 @pytest.mark.parametrize("name, single, foreach, buckets", [("resnet18", 560, 135, 1), ("gpt2_small", 1334, 307, 7)])
