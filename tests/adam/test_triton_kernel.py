@@ -4,7 +4,6 @@ The same checks serve both. What is refused stands in test_pointer_table, that a
 test_contract.
 """
 
-import functools
 import itertools
 import os
 
@@ -306,27 +305,28 @@ def made(monkeypatch):
     return made
 
 
-def in_list(lists, column):
-    """The first tensor of a column is another one, with the same values."""
-    getattr(lists, column)[0] = getattr(lists, column)[0].clone()
+def moved(column):
+    """A change: the first tensor of the column is another one, with the same values."""
+    return lambda lists: getattr(lists, column).__setitem__(0, getattr(lists, column)[0].clone())
 
 
-def through_data(lists, column):
-    """The first tensor of a column has other memory, with the same values."""
-    tensor = getattr(lists, column)[0]
-    tensor.data = tensor.clone()
+def moved_through_data(column):
+    """A change: the first tensor of the column has other memory, with the same values."""
+    return lambda lists: setattr(getattr(lists, column)[0], "data", getattr(lists, column)[0].clone())
 
 
-CHANGES = {  # what -> (change of the lists, what is made anew before the next step)
+CHANGES = {  # what -> (change of the lists, what is made anew before the next step); more in test_pointer_table
     "nothing": (lambda lists: None, []),
     "another lr": (lambda lists: lists._replace(lr=0.5), ["numbers"]),
     "lr in a tensor": (lambda lists: lists._replace(lr=on_device_tensor(0.25)), ["numbers"]),
     "another decay": (lambda lists: lists._replace(weight_decay=0.5), ["numbers"]),
-    "grads through_data": (lambda lists: through_data(lists, "grads"), []),
-    "grads in_list": (lambda lists: in_list(lists, "grads"), []),  # what every backward does: only addresses are sent
-    **{f"{column} {how.__name__}": (functools.partial(how, column=column), ["plans", "numbers"])
-       for how in (through_data, in_list)
-       for column in ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")},
+    "another gradient": (moved("grads"), []),  # as every backward makes it: only addresses are sent
+    "a moved gradient": (moved_through_data("grads"), []),
+    "another parameter": (moved("params"), ["plans", "numbers"]),
+    "a moved parameter": (moved_through_data("params"), ["plans", "numbers"]),
+    "another moment": (moved("exp_avgs"), ["plans", "numbers"]),
+    "a moved maximum": (moved_through_data("max_exp_avg_sqs"), ["plans", "numbers"]),
+    "another count": (moved("state_steps"), ["plans", "numbers"]),
 }
 
 
