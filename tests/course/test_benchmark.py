@@ -257,7 +257,7 @@ def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
     assert report["software"]["torch"] == torch.__version__
     assert report["hardware"]["cpu"] and report["hardware"]["cores"] >= 1
     assert report["settings"] == {"device": "cpu", "threads": 1, "rounds": 2, "min_seconds": 0.001, "seed": 0}
-    assert str(tmp_path) not in output.read_text(encoding="utf-8")  # nothing of the machine's folders goes into a record
+    assert str(tmp_path) not in output.read_text(encoding="utf-8")  # none of this machine's folders
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     printed, progress = capfd.readouterr()

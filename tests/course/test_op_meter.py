@@ -146,7 +146,8 @@ def test_bytes_per_parameter_with_options(library, option, variant):
     (flags, looped, fused), shapes = OPTIONS[option], [(300, 100), (77,), (20_000,)]
     meter = step_of(shapes, library, **VARIANTS[variant], **flags)
     moved = (meter.bytes_read + meter.bytes_written) / count_parameters(shapes)
-    assert meter.kept_bytes == 0 and moved == pytest.approx(fused if variant == "fused" else looped, abs=0.01)  # the rest are step counts
+    expected = fused if variant == "fused" else looped
+    assert meter.kept_bytes == 0 and moved == pytest.approx(expected, abs=0.01)  # the rest are step counts
 
 
 @pytest.mark.parametrize("name, single, foreach, buckets", [("resnet18", 560, 135, 1), ("gpt2_small", 1334, 307, 7)])
