@@ -14,12 +14,6 @@ from course.parameter_sets import SETS, count_parameters
 from course.stopwatch import Contender, Race, quartiles, race
 
 BRIEF = Settings(device="cpu", threads=1, rounds=2, min_seconds=1e-4, seed=0)
-ROW = {
-    "set": str, "tensors": int, "parameters": int, "variant": str, "mode": str, "torch_seconds": list,
-    "our_seconds": list, "ratio": list, "limit_seconds": float, "limit_bytes_per_second": float,
-    "torch_temporary_bytes": int, "our_temporary_bytes": int, "same_bits": bool, "rounds": int,
-    "rounds_thrown_away": int, "disturbed": bool,
-}
 
 
 def a_row(**changes):
@@ -30,6 +24,10 @@ def a_row(**changes):
         our_temporary_bytes=2000, same_bits=True, rounds=5, rounds_thrown_away=0, disturbed=False,
     )
     return row | changes
+
+
+def types(row):
+    return {key: type(value) for key, value in row.items()}
 
 
 def a_report(*rows):
@@ -133,7 +131,7 @@ def digits_optimizer(library, set_name="", **options):
 @pytest.mark.parametrize("variant", ON_A_CPU)
 def test_a_row_of_every_variant(variant):
     row = benchmark.measure_pair("digits_mlp", variant, "eager", BRIEF)
-    assert {key: type(value) for key, value in row.items()} == ROW
+    assert types(row) == types(a_row())
     assert (row["tensors"], row["parameters"]) == (4, 2410)
     for key in ("torch_seconds", "our_seconds", "ratio"):
         assert len(row[key]) == 3 and sorted(row[key]) == row[key] and row[key][0] > 0
@@ -149,9 +147,14 @@ def test_a_row_of_the_sets_that_are_stepped_in_an_unusual_way(set_name):
     assert row["same_bits"] and row["parameters"] == 64 * row["tensors"]
 
 
-def test_the_ratio_is_torchs_time_over_ours(monkeypatch):
+@pytest.mark.parametrize("variant, other", [("fused", adamlib.Adam), ("noise, fused", torch.optim.Adam)])
+def test_torch_is_raced_against_adamlib_or_as_noise_against_itself(variant, other, monkeypatch):
+    """And the ratio is torch's time over the other's."""
+    raced, optimizer = [], benchmark.optimizer
+    monkeypatch.setattr(benchmark, "optimizer", lambda kind, *rest: raced.append(kind) or optimizer(kind, *rest))
     monkeypatch.setattr(benchmark, "race", lambda *_: Race(dict(torch=[4.0], ours=[2.0], limit=[1.0]), 0, False))
-    assert benchmark.measure_pair("digits_mlp", "fused", "eager", BRIEF)["ratio"] == [2.0] * 3
+    assert benchmark.measure_pair("digits_mlp", variant, "eager", BRIEF)["ratio"] == [2.0] * 3
+    assert raced == [torch.optim.Adam, other]
 
 
 def test_gradients_that_come_and_go():
@@ -253,7 +256,7 @@ def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
     assert list(report) == ["schema", "date", "hardware", "software", "settings", "rows", "failed"]
     assert report["schema"] == 1 and report["failed"] == []
     assert [row["variant"] for row in report["rows"]] == ["single", "noise, fused"]
-    assert all({key: type(value) for key, value in row.items()} == ROW for row in report["rows"])
+    assert all(types(row) == types(a_row()) for row in report["rows"])
     assert report["software"]["torch"] == torch.__version__
     assert report["hardware"]["cpu"] and report["hardware"]["cores"] >= 1
     assert report["settings"] == {"device": "cpu", "threads": 1, "rounds": 2, "min_seconds": 0.001, "seed": 0}

@@ -288,8 +288,10 @@ def a_record(**parts):
         "race": {"predictions": {"device": {}, "a": {"ours": said, "torch": said}}, "a": row},
     }
     parts = {name: {"complete": True, "seconds": 1.0, "results": results} for name, results in (usual | parts).items()}
-    hardware, software = {"gpu": "Abacus", "cpu": "Beads"}, {"torch": "2.11.0", "triton": "3.6.0"}
-    return dict(schema=record.SCHEMA, date="2026-01-31", device="cuda", hardware=hardware, software=software, parts=parts)
+    return {
+        "schema": record.SCHEMA, "date": "2026-01-31", "device": "cuda", "hardware": {"gpu": "Abacus", "cpu": "Beads"},
+        "software": {"torch": "2.11.0", "triton": "3.6.0"}, "parts": parts,
+    }
 
 
 @pytest.fixture
