@@ -69,16 +69,12 @@ def test_step_ratios_are_the_steps_of_torch():
 
 @each_of(SOME_BETAS)
 def test_one_sequence_attains_the_bound_at_every_step(betas):
-    T = min(3000, int(600 / abs(math.log(betas[1] / betas[0]))))
+    """As long as it may be: to where the squares leave the range of doubles."""
+    T = min(6708, int(700 / abs(math.log(betas[1] / betas[0]))) + 1)
     grads = sb.extremal_gradients(*betas, T)
+    assert np.isfinite(grads**2).all() and (grads**2 > 0).all()
     assert_allclose(sb.step_ratios(grads, *betas), sb.worst_ratio(*betas, np.arange(1, T + 1)), rtol=1e-12)
     assert_allclose(grads[1:] / grads[:-1], betas[1] / betas[0], rtol=1e-11)
-
-
-def test_the_longest_extremal_sequence_is_still_inside_the_range_of_doubles():
-    grads = sb.extremal_gradients(*DEFAULTS, 6708)
-    assert np.isfinite(grads**2).all() and (grads**2 > 0).all()
-    assert sb.step_ratios(grads, *DEFAULTS)[-1] == pytest.approx(sb.worst_ratio(*DEFAULTS, 6708), rel=1e-12)
 
 
 def test_the_extremal_sequence_of_rmsprop_is_a_spike_at_the_end():
@@ -194,22 +190,9 @@ def test_supremum(betas, supremum):
         assert sb.worst_ratio(*betas, 10**6) == pytest.approx(C, rel=1e-12)
 
 
-def test_values_at_the_defaults():
-    t = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
-    C = [1.0014, 1.0108, 1.0431, 1.1561, 1.6143, 2.2434, 3.0961, 4.5613, 5.7812, 6.7610, 7.2458]
-    assert_allclose(sb.worst_ratio(*DEFAULTS, t), C, atol=5e-5)
-    assert sb.worst_ratio(*DEFAULTS, 3000) == pytest.approx(7.087276, abs=5e-7)
-    first = {1.01: 5, math.sqrt(10): 210, 5: 641, 7: 2617, 0.99 * sb.worst_ratio(*DEFAULTS, math.inf): 3916}
-    every = sb.worst_ratio(*DEFAULTS, np.arange(1, 5001))
-    assert {level: np.argmax(every > level) + 1 for level in first} == first
-
-
 def test_how_fast_it_grows_where_it_is_unbounded():
-    assert sb.worst_ratio(0.9, 0.81, 200) == pytest.approx(3.2444, abs=5e-5)
     assert sb.worst_ratio(0.9, 0.81, 10**8) == pytest.approx(math.sqrt(1e8 * 0.1 / 1.9), rel=1e-6)
-    assert sb.worst_ratio(0.9, 0.7, 100) == pytest.approx(680.2, rel=1e-4)
     assert sb.worst_ratio(0.9, 0.7, 10**9) == math.inf
-    assert sb.worst_ratio(0.9, 0.7, 200) == pytest.approx(math.sqrt(exact_square(0.9, 0.7, 200)), rel=1e-12)
 
 
 def test_alpha_is_a_bound_only_for_equal_betas():
@@ -266,29 +249,19 @@ def test_monotone_gradients_keep_the_papers_promise(betas, order):
 
 # --- spikes, waking up, the options
 
-def test_single_spike():
-    R = sb.spike_ratio(*DEFAULTS, np.array([2, 5, 12, 50, 100, 105, 106, 1000]))
-    assert_allclose(R[[0, 1, 2, 3, 4, 7]], [0.7441, 0.5455, 0.4814, 0.7021, 0.9758, 2.5146], atol=5e-5)
-    assert R[5] < 1 < R[6]
-    every = sb.spike_ratio(*DEFAULTS, np.arange(1, 5001))
-    assert np.argmin(every) + 1 == 12
-    assert np.argmax(every > 0.99 * sb.spike_ratio(*DEFAULTS, math.inf)) + 1 == 3916
-    grads = np.append(np.zeros(299), -5)
-    assert sb.step_ratios(grads, *DEFAULTS)[-1] == pytest.approx(-sb.spike_ratio(*DEFAULTS, 300), rel=1e-12)
+@pytest.mark.parametrize("t", [1, 2, 12, 106, 1000])
+def test_single_spike(t):
+    ratio = sb.step_ratios(np.append(np.zeros(t - 1), -5), *DEFAULTS)[-1]
+    assert ratio == pytest.approx(-sb.spike_ratio(*DEFAULTS, t), rel=1e-12)
 
 
 def test_waking_up_through_torch():
     """20 000 zeros, then ones: the peak 6.5685 comes at the 12th one."""
-    woken = steps_of_torch(np.repeat([0.0, 1.0], [20_000, 200]), eps=1e-30)[20_000:]
+    woken, n = steps_of_torch(np.repeat([0.0, 1.0], [20_000, 200]), eps=1e-30)[20_000:], np.arange(1, 201)
     assert woken.argmax() + 1 == 12 and woken.max() == pytest.approx(6.5685, abs=5e-5)
-    assert_allclose(woken[:4], [3.1623, 4.2496, 4.9502, 5.4416], atol=5e-5)
-    above = np.flatnonzero(woken > math.sqrt(10)) + 1
-    assert (above[0], above[-1]) == (2, 105)
-    n = np.arange(1, 201)
     assert_allclose(woken, sb.constant_after_zeros_ratio(*DEFAULTS, n, 20_000), rtol=1e-10)
     assert_allclose(woken, sb.constant_after_zeros_ratio(*DEFAULTS, n), rtol=1e-8)
     assert_allclose(sb.constant_after_zeros_ratio(*DEFAULTS, n, 0), 1.0, rtol=1e-13)
-    assert (sb.worst_ratio(*DEFAULTS, math.inf) > woken).all()
 
 
 def test_without_bias_correction():
