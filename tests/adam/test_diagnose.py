@@ -1,6 +1,6 @@
 """diagnose names every slip, alone and in pairs, or says which others it cannot be told from."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -143,14 +143,11 @@ def torch_path(make):
 
 
 @in_both_precisions
-@pytest.mark.parametrize("library", [torch.optim, adamlib])
-@pytest.mark.parametrize("options", [{}, dict(fused=True), dict(foreach=True)], ids=str)
+@pytest.mark.parametrize("library, options", [
+    *product((torch.optim, adamlib), ({}, dict(fused=True), dict(foreach=True))), (adamlib, dict(capturable=True)),
+])
 def test_the_adams_that_one_can_buy(library, options, dtype):
     assert diagnose(torch_path(lambda p: library.Adam(p, **options)), dtype=dtype).is_adam
-
-
-def test_a_capturable_adam_is_adam():
-    assert diagnose(torch_path(lambda p: adamlib.Adam(p, capturable=True))).is_adam
 
 
 OF_TORCH = [  # an optimizer, and the slip that it is Adam with; None: nothing known

@@ -14,15 +14,18 @@ from adamlib.variants.pointer_table import (
 FP32, BF16 = torch.float32, torch.bfloat16
 
 
-def group(params, *, grads=None, amsgrad=False, lr=1e-3, weight_decay=0.1, decoupled=False, **replaced):
-    """Lists for these parameters; state in their layout, counts at zero."""
-    lists = GroupLists(
-        params, [torch.ones_like(p) for p in params] if grads is None else grads,
-        *([torch.zeros_like(p) for p in params] for _ in range(2)),
-        [torch.zeros_like(p) for p in params] if amsgrad else [], [torch.zeros((), device=p.device) for p in params],
-        lr, 0.9, 0.999, 1e-8, weight_decay, decoupled, amsgrad, False,
+ORDINARY = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, decoupled_weight_decay=False,
+                maximize=False)
+
+
+def group(params, *, amsgrad=False, **replaced):
+    """Lists for these parameters: gradients of ones, state in their layout, counts at zero; some of it replaced."""
+    made = dict(
+        grads=[torch.ones_like(p) for p in params], state_steps=[torch.zeros((), device=p.device) for p in params],
+        exp_avgs=[torch.zeros_like(p) for p in params], exp_avg_sqs=[torch.zeros_like(p) for p in params],
+        max_exp_avg_sqs=[torch.zeros_like(p) for p in params * amsgrad],
     )
-    return lists._replace(**replaced)
+    return GroupLists(params, amsgrad=amsgrad, **ORDINARY | made | replaced)
 
 
 @pytest.mark.parametrize("numels", [[1], [16], [17], [0, 1, 15, 16, 0, 17, 31, 32, 33, 160, 0], [5] * 40])
@@ -68,8 +71,8 @@ def test_rows_hold_the_addresses_that_the_kernel_reads(default):
 
 def test_numbers_are_rounded_once():
     table = torch.tensor(number_rows([
-        group([torch.ones(1)], lr=0.3)._replace(beta1=0.0, maximize=True),
-        group([torch.ones(1)], decoupled=True)._replace(beta2=torch.tensor(0.9999, dtype=torch.float64)),
+        group([torch.ones(1)], lr=0.3, beta1=0.0, maximize=True),
+        group([torch.ones(1)], decoupled_weight_decay=True, beta2=torch.tensor(0.9999, dtype=torch.float64)),
         group([torch.ones(1)], lr=torch.tensor(0.5)),
     ]), dtype=FP32)
     adam, adamw, in_memory = (Numbers(*row) for row in table.tolist())
@@ -90,7 +93,7 @@ def test_tensors_of_one_kind_share_a_launch():
     half = torch.ones(8, dtype=BF16)
     [plan] = build([
         group([torch.ones(8), half]),
-        group([torch.ones(8), torch.ones(9)[1:], half.clone()], lr=torch.tensor(0.1), decoupled=True),
+        group([torch.ones(8), torch.ones(9)[1:], half.clone()], lr=torch.tensor(0.1), decoupled_weight_decay=True),
         group([half.clone()], exp_avgs=[torch.zeros(8)], exp_avg_sqs=[torch.zeros(8)]),
         group([torch.ones(8)], amsgrad=True), group([torch.ones(8)], grads=[torch.ones(9)[1:]]),
     ], 256)
