@@ -12,8 +12,6 @@ from adamlib.variants.pointer_table import (
 )
 
 FP32, BF16 = torch.float32, torch.bfloat16
-
-
 ORDINARY = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, decoupled_weight_decay=False,
                 maximize=False)
 
