@@ -50,14 +50,14 @@ def test_shares_of_the_budget():
     assert sum(part.seconds for part in command.PARTS) <= 480 - 15
 
 
-def filled(function, results, seconds=30, saved=lambda: None):
+def filled(function, results, item_seconds=30, saved=lambda: None):
     """Whether the part got to its end; its results are put into those that are there."""
-    return run_part(Part("fake", function, seconds, item_seconds=1.5), results, "cpu", seconds, saved)
+    return run_part(Part("fake", function, 30, item_seconds), results, "cpu", 30, saved)
 
 
 def test_a_part_survives_what_kills_its_process_and_stores_each_result(fake):
     results, saved = {}, []
-    assert filled(fake + "run", results, saved=lambda: saved.append(len(results)))
+    assert filled(fake + "run", results, item_seconds=1.5, saved=lambda: saved.append(len(results)))
     assert saved == [1, 2, 3, 4, 5]
     assert results["dies"] == {"crashed": "its process ended with exit status 3"}
     assert results["hangs"] == {"crashed": "no result within 1.5 s"}
