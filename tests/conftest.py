@@ -2,6 +2,10 @@
 
 import collections
 import contextlib
+import os
+import re
+import subprocess
+import sys
 
 with contextlib.suppress(ImportError):  # before anyone imports Python 3.10's own distutils: torch's inductor imports
     import setuptools  # noqa: F401  setuptools late, and setuptools then refuses to start
@@ -35,6 +39,20 @@ def torch_capturable_on_cpu(monkeypatch):
     import torch.optim.adam as module
 
     monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda **_: ["cpu", "cuda", "meta"])
+
+
+@pytest.fixture
+def passed_in_the_interpreter(request):
+    """How many tests of this file pass in Triton's interpreter: in a process of its own, as Triton settles whether it
+    interprets when it is imported."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("this is the interpreter")
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(request.path)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return int(re.search(r"(\d+) passed", run.stdout)[1])
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,6 @@
 """diagnose names every slip, alone and in pairs, or says which others it cannot be told from."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -27,16 +27,14 @@ for t, g in enumerate(gradients, 1):
     theta = theta - lr * (m / c1) / (ROOT(top) + eps)
     path.append(theta)
 """
-STEP = "    theta = theta - lr * (m / c1) / (ROOT(top) + eps)"
+DENOMINATOR = "(ROOT(top) + eps)"
 MISPRINTS = {
-    "ε inside the root: √(v̂ + ε)": (STEP, STEP.replace("(ROOT(top) + eps)", "ROOT(top + eps)")),
-    "ε inside the root of the uncorrected v: √(v + ε)/√c₂":
-        (STEP, STEP.replace("(ROOT(top) + eps)", "(ROOT(top * c2 + eps) / ROOT(c2))")),
-    "ε̂ for ε: ε stands beside the uncorrected √v": (STEP, STEP.replace("+ eps", "+ eps / ROOT(c2)")),
-    "ε̂ without its root: (1−β₂ᵗ)ε": (STEP, STEP.replace("+ eps", "+ eps * ROOT(c2)")),
-    "ε beside the fraction: m̂/√v̂, and ε added to the weight":
-        (STEP, STEP.replace("(ROOT(top) + eps)", "ROOT(top) + eps")),
-    "no ε": (STEP, STEP.replace(" + eps", "")),
+    "ε inside the root: √(v̂ + ε)": (DENOMINATOR, "ROOT(top + eps)"),
+    "ε inside the root of the uncorrected v: √(v + ε)/√c₂": (DENOMINATOR, "(ROOT(top * c2 + eps) / ROOT(c2))"),
+    "ε̂ for ε: ε stands beside the uncorrected √v": (DENOMINATOR, "(ROOT(top) + eps / ROOT(c2))"),
+    "ε̂ without its root: (1−β₂ᵗ)ε": (DENOMINATOR, "(ROOT(top) + eps * ROOT(c2))"),
+    "ε beside the fraction: m̂/√v̂, and ε added to the weight": (DENOMINATOR, "ROOT(top) + eps"),
+    "no ε": (DENOMINATOR, "ROOT(top)"),
     "m is not corrected": ("c1 = 1 - k1 ** clock", "c1 = g.dtype.type(1)"),
     "v is not corrected": ("c2 = 1 - k2 ** clock", "c2 = g.dtype.type(1)"),
     "the clock of the corrections stands at 1": ("clock = t", "clock = 1"),
@@ -52,8 +50,9 @@ MISPRINTS = {
     "decoupled weight decay, times α (AdamW)": ("theta = theta\n", "theta = theta - lr * decay * theta\n"),
     "decoupled weight decay, not times α": ("theta = theta\n", "theta = theta - decay * theta\n"),
     "uphill: the sign of the gradient": ("g = g  # sign", "g = -g"),
-}  # fmt: skip
+}
 BETAS = [(0.9, 0.999), (0.9, 0.95), (0.5, 0.99), (0.2, 0.9)]
+in_both_precisions = pytest.mark.parametrize("dtype", [np.float64, np.float32])
 
 
 def printed(names, betas=(0.9, 0.999), lr=1e-3, eps=1e-8, decay=0.1):
@@ -68,7 +67,7 @@ def printed(names, betas=(0.9, 0.999), lr=1e-3, eps=1e-8, decay=0.1):
     def path(starts, gradients):
         zero = 0 * starts
         here = dict(theta=starts.copy(), gradients=gradients, m=zero, v=zero, vmax=zero, path=[], np=np,
-                    same=lambda x: x, b1=betas[0], b2=betas[1], lr=lr, eps=eps, decay=decay)  # fmt: skip
+                    same=lambda x: x, b1=betas[0], b2=betas[1], lr=lr, eps=eps, decay=decay)
         with np.errstate(all="ignore"):
             exec(page, here)
         return np.array(here["path"])
@@ -80,7 +79,7 @@ def test_every_slip_has_its_misprint():
     assert list(MISPRINTS) == list(SLIPS)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@in_both_precisions
 @pytest.mark.parametrize("betas", BETAS)
 def test_a_right_adam_is_adam(betas, dtype):
     found = diagnose(printed((), betas), betas=betas, dtype=dtype)
@@ -88,7 +87,7 @@ def test_a_right_adam_is_adam(betas, dtype):
     assert repr(found).startswith("Adam\nall 216 weights agree with Algorithm 1")
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@in_both_precisions
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("name", SLIPS)
 def test_a_slip_alone_is_named(name, betas, dtype):
@@ -112,7 +111,7 @@ def same_reading(one, two, betas, dtype):
 PAIRS = [pair for pair in combinations(SLIPS, 2) if SLIPS[pair[0]][0] != SLIPS[pair[1]][0]]
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@in_both_precisions
 @pytest.mark.parametrize("betas", BETAS[:3])
 def test_pairs_of_slips_are_named_or_said_to_be_the_same(betas, dtype, tally):
     unique = 0
@@ -143,34 +142,35 @@ def torch_path(make):
     return path
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("make", [
-    torch.optim.Adam, adamlib.Adam, lambda p: torch.optim.Adam(p, fused=True), lambda p: adamlib.Adam(p, foreach=True),
-    lambda p: adamlib.Adam(p, capturable=True), lambda p: torch.optim.Adam(p, foreach=True),
-])  # fmt: skip
-def test_the_adams_that_one_can_buy(make, dtype):
-    assert diagnose(torch_path(make), dtype=dtype).is_adam
+@in_both_precisions
+@pytest.mark.parametrize("library, options", [
+    *product((torch.optim, adamlib), ({}, dict(fused=True), dict(foreach=True))), (adamlib, dict(capturable=True)),
+])
+def test_the_adams_that_one_can_buy(library, options, dtype):
+    assert diagnose(torch_path(lambda p: library.Adam(p, **options)), dtype=dtype).is_adam
 
 
-@pytest.mark.parametrize("make, slip", [
+OF_TORCH = [  # an optimizer, and the slip that it is Adam with; None: nothing known
     (lambda p: torch.optim.Adam(p, amsgrad=True), "AMSGrad, the maximum before the correction (torch's)"),
     (lambda p: torch.optim.Adam(p, weight_decay=0.1), "weight decay in the gradient (L2)"),
     (lambda p: torch.optim.AdamW(p, weight_decay=0.1), "decoupled weight decay, times α (AdamW)"),
     (lambda p: torch.optim.Adam(p, maximize=True), "uphill: the sign of the gradient"),
     (lambda p: torch.optim.Adam(p, betas=(0.999, 0.9)), "the betas are exchanged"),
-])  # fmt: skip
-def test_torchs_options_are_named(make, slip):
-    assert diagnose(torch_path(make)).slips == [(slip,)]
+    (lambda p: torch.optim.Adam(p, lr=2e-3), None),
+    (lambda p: torch.optim.SGD(p, lr=1e-3), None),
+    (torch.optim.Adamax, None),
+    (torch.optim.NAdam, None),
+    (torch.optim.RMSprop, None),
+    (torch.optim.Adagrad, None),
+]
 
 
-@pytest.mark.parametrize("make", [
-    torch.optim.Adamax, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad,
-    lambda p: torch.optim.SGD(p, lr=1e-3), lambda p: torch.optim.Adam(p, lr=2e-3),
-])  # fmt: skip
-def test_another_optimizer_is_not_explained_away(make):
+@pytest.mark.parametrize("make, slip", OF_TORCH)
+def test_torchs_options_are_named_and_another_optimizer_is_not_explained_away(make, slip):
     found = diagnose(torch_path(make))
-    assert not found.is_adam and not found.slips
-    assert repr(found).startswith("not Adam, and no slip or pair of slips known here\nstep ")
+    assert not found.is_adam and found.slips == ([(slip,)] if slip else [])
+    nothing = "not Adam, and no slip or pair of slips known here\nstep "
+    assert slip or repr(found).startswith(nothing)
 
 
 def test_one_probe_and_one_reading_serve_all_calls_with_the_same_hyperparameters(monkeypatch):

@@ -1,5 +1,6 @@
 """The benchmark's statistics, its report and its command line. No assertion on how long anything takes."""
 
+import collections
 import json
 
 import numpy
@@ -10,15 +11,9 @@ import adamlib
 from course import benchmark, benchmark_report, stopwatch
 from course.benchmark import NOISE, VARIANTS, Settings
 from course.parameter_sets import SETS, count_parameters
-from course.stopwatch import Contender, quartiles, race
+from course.stopwatch import Contender, Race, quartiles, race
 
 BRIEF = Settings(device="cpu", threads=1, rounds=2, min_seconds=1e-4, seed=0)
-ROW = {
-    "set": str, "tensors": int, "parameters": int, "variant": str, "mode": str, "torch_seconds": list,
-    "our_seconds": list, "ratio": list, "limit_seconds": float, "limit_bytes_per_second": float,
-    "torch_temporary_bytes": int, "our_temporary_bytes": int, "same_bits": bool, "rounds": int,
-    "rounds_thrown_away": int, "disturbed": bool,
-}  # fmt: skip
 
 
 def a_row(**changes):
@@ -27,8 +22,12 @@ def a_row(**changes):
         torch_seconds=[0.0029, 0.003, 0.0031], our_seconds=[0.0009, 0.001, 0.0011], ratio=[2.9, 3.0, 3.25],
         limit_seconds=0.0005, limit_bytes_per_second=28e3 / 0.0005, torch_temporary_bytes=8000,
         our_temporary_bytes=2000, same_bits=True, rounds=5, rounds_thrown_away=0, disturbed=False,
-    )  # fmt: skip
+    )
     return row | changes
+
+
+def types(row):
+    return {key: type(value) for key, value in row.items()}
 
 
 def a_report(*rows):
@@ -36,11 +35,10 @@ def a_report(*rows):
         "schema": 1, "date": "2026-01-31", "hardware": {"cpu": "Abacus", "cores": 2},
         "software": {"torch": "2.13.0", "python": "3.11"}, "settings": BRIEF._asdict(), "rows": list(rows),
         "failed": [],
-    }  # fmt: skip
+    }
 
 
-# -- the stopwatch
-
+# --- the stopwatch
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 10, 21])
 def test_quartiles_are_numpys(n):
@@ -48,74 +46,47 @@ def test_quartiles_are_numpys(n):
     assert quartiles(values) == pytest.approx(numpy.percentile(values, [25, 50, 75]))
 
 
-def scripted(monkeypatch, loads):
-    """A race whose foreign load is this list, and whose n-th round takes n seconds for "a" and 2n for "b"."""
-    loads = iter(loads)
-    rounds = {"a": 0, "b": 0}
+@pytest.mark.parametrize("rounds, foreign_loads, kept, thrown_away, disturbed", [
+    (3, [0.0, 0.5, 0.1, 0.13, 0.05], [1, 3, 5], 2, False),  # loud rounds are thrown away
+    (2, [0.9, 0.8, 0.3, 0.7, 0.2, 0.6], [3, 5], 4, True),  # without quiet ones the quietest are kept, and it is said
+])
+def test_which_rounds_are_kept(rounds, foreign_loads, kept, thrown_away, disturbed, monkeypatch):
+    """The n-th round takes n seconds for "a" and 2n for "b"."""
+    loads, calls = iter(foreign_loads), collections.Counter()
 
-    def seconds(contender, calls):
+    def seconds(contender, times):
         name = contender.call()
-        rounds[name] += 1
-        return {"a": 1.0, "b": 2.0}[name] * (rounds[name] - 1)
+        calls[name] += 1
+        return (calls[name] - 1 or 1) * {"a": 1.0, "b": 2.0}[name]  # the first is a trial call
 
     monkeypatch.setattr(stopwatch, "_others_since", lambda: (lambda load=next(loads): load))
-    contenders = {name: Contender(lambda name=name: name) for name in "ab"}
-    monkeypatch.setattr(stopwatch, "_time", lambda *_: 1.0)  # the trial call before the first round
-    real_ceil = stopwatch.math.ceil
-
-    def ceil(x):
-        monkeypatch.setattr(stopwatch, "_time", seconds)
-        rounds.update(a=1, b=1)
-        return real_ceil(x)
-
-    monkeypatch.setattr(stopwatch.math, "ceil", ceil)
-    return contenders
-
-
-def test_loud_rounds_are_thrown_away(monkeypatch):
-    result = race(scripted(monkeypatch, [0.0, 0.5, 0.1, 0.13, 0.05]), rounds=3, min_seconds=0)
-    assert sorted(result.seconds["a"]) == [1, 3, 5]
+    monkeypatch.setattr(stopwatch, "_time", seconds)
+    result = race({name: Contender(lambda name=name: name) for name in "ab"}, rounds, min_seconds=0)
+    assert sorted(result.seconds["a"]) == kept
     assert result.seconds["b"] == [2 * a for a in result.seconds["a"]]  # ratios stay within their round
-    assert (result.thrown_away, result.disturbed) == (2, False)
+    assert (result.thrown_away, result.disturbed) == (thrown_away, disturbed)
 
 
-def test_without_quiet_rounds_the_quietest_are_kept_and_said_to_be_disturbed(monkeypatch):
-    result = race(scripted(monkeypatch, [0.9, 0.8, 0.3, 0.7, 0.2, 0.6]), rounds=2, min_seconds=0)
-    assert sorted(result.seconds["a"]) == [3, 5]
-    assert (result.thrown_away, result.disturbed) == (4, True)
-
-
-def test_every_round_runs_everyone_in_an_order_that_changes(monkeypatch):
+def test_every_round_runs_everyone_in_an_order_that_changes_and_rewinds_after_each_call(monkeypatch):
     monkeypatch.setattr(stopwatch, "_others_since", lambda: lambda: 0.0)
-    calls = []
-    race({name: Contender(lambda name=name: calls.append(name)) for name in "ab"}, rounds=20, min_seconds=0)
-    pairs = [tuple(calls[i : i + 2]) for i in range(2, len(calls), 2)]  # the first two are trial calls
-    assert len(pairs) == 20 and set(pairs) == {("a", "b"), ("b", "a")}
-
-
-def test_rewind_runs_after_each_call(monkeypatch):
-    monkeypatch.setattr(stopwatch, "_others_since", lambda: lambda: 0.0)
+    monkeypatch.setattr(stopwatch.gc, "collect", lambda: None)
     log = []
-    contender = Contender(lambda: log.append("call"), 1, lambda: log.append("rewind"))
-    race({"one": contender}, rounds=3, min_seconds=0)
-    assert log == ["call", "rewind"] * 4
+    contenders = {name: Contender(lambda name=name: log.append(name), 1, lambda: log.append("rewind")) for name in "ab"}
+    race(contenders, rounds=20, min_seconds=0)
+    assert log[1::2] == ["rewind"] * 42
+    pairs = [tuple(log[i:i + 4:2]) for i in range(4, len(log), 4)]  # the first two are trial calls
+    assert len(pairs) == 20 and {*pairs} == {("a", "b"), ("b", "a")}
 
 
 def test_time_is_per_step_and_the_rewind_is_free(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(stopwatch, "timer", lambda: now[0])
 
-    def pass_time(seconds):
-        now[0] += seconds
+    def takes(seconds):
+        return lambda: now.__setitem__(0, now[0] + seconds)
 
-    assert stopwatch._time(Contender(lambda: pass_time(6.0), steps=3), 5) == pytest.approx(2.0)
-    rewound = Contender(lambda: pass_time(6.0), 3, lambda: pass_time(100.0))
-    assert stopwatch._time(rewound, 5) == pytest.approx(2.0)
-
-
-def test_a_race_without_rounds_is_refused():
-    with pytest.raises(ValueError, match="at least one round"):
-        race({"a": Contender(int)}, rounds=0, min_seconds=0)
+    for rewind in (None, takes(100.0)):
+        assert stopwatch._time(Contender(takes(6.0), 3, rewind), 5) == pytest.approx(2.0)
 
 
 def test_load_of_others_is_what_was_not_this_process(monkeypatch):
@@ -143,16 +114,19 @@ def test_without_proc_stat_every_round_counts(monkeypatch):
     assert others() == 0.0
 
 
-# -- one pair
-
+# --- one pair
 
 ON_A_CPU = [name for name in [*VARIANTS, *NOISE] if benchmark._makes_sense(name, "eager", BRIEF)]
+
+
+def digits_optimizer(library, set_name="", **options):
+    return benchmark.optimizer(library, SETS["digits_mlp"](), options, BRIEF, set_name)
 
 
 @pytest.mark.parametrize("variant", ON_A_CPU)
 def test_a_row_of_every_variant(variant):
     row = benchmark.measure_pair("digits_mlp", variant, "eager", BRIEF)
-    assert {key: type(value) for key, value in row.items()} == ROW
+    assert types(row) == types(a_row())
     assert (row["tensors"], row["parameters"]) == (4, 2410)
     for key in ("torch_seconds", "our_seconds", "ratio"):
         assert len(row[key]) == 3 and sorted(row[key]) == row[key] and row[key][0] > 0
@@ -168,22 +142,25 @@ def test_a_row_of_the_sets_that_are_stepped_in_an_unusual_way(set_name):
     assert row["same_bits"] and row["parameters"] == 64 * row["tensors"]
 
 
+@pytest.mark.parametrize("variant, other", [("fused", adamlib.Adam), ("noise, fused", torch.optim.Adam)])
+def test_torch_is_raced_against_adamlib_or_as_noise_against_itself(variant, other, monkeypatch):
+    """And the ratio is torch's time over the other's."""
+    raced, optimizer = [], benchmark.optimizer
+    monkeypatch.setattr(benchmark, "optimizer", lambda kind, *rest: raced.append(kind) or optimizer(kind, *rest))
+    monkeypatch.setattr(benchmark, "race", lambda *_: Race(dict(torch=[4.0], ours=[2.0], limit=[1.0]), 0, False))
+    assert benchmark.measure_pair("digits_mlp", variant, "eager", BRIEF)["ratio"] == [2.0] * 3
+    assert raced == [torch.optim.Adam, other]
+
+
 def test_gradients_that_come_and_go():
-    one = benchmark.optimizer(adamlib.Adam, SETS["digits_mlp"](), {}, BRIEF, "coming_and_going")
+    one = digits_optimizer(adamlib.Adam, "coming_and_going")
     for _ in range(4):
         one.step()
     assert [float(one.state[p]["step"]) for p in one.param_groups[0]["params"]] == [2, 4, 2, 4]
 
 
-def test_what_a_cpu_cannot_run_is_left_out(monkeypatch):
-    assert {*VARIANTS, *NOISE} - {*ON_A_CPU} <= {"triton", "compiled"}
-    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)  # no compiler
-    assert not benchmark._makes_sense("compiled", "eager", BRIEF)
-
-
 def test_same_bits_sees_one_bit():
-    kinds = (adamlib.Adam, torch.optim.Adam)
-    one, other = (benchmark.optimizer(kind, SETS["digits_mlp"](), {}, BRIEF) for kind in kinds)
+    one, other = (digits_optimizer(library) for library in (adamlib.Adam, torch.optim.Adam))
     one.step(), other.step()
     assert benchmark.same_bits(one, other)
     moment = other.state[other.param_groups[0]["params"][2]]["exp_avg_sq"]
@@ -192,12 +169,11 @@ def test_same_bits_sees_one_bit():
 
 
 def test_tensors_of_a_contender_are_its_own_and_the_same_every_time():
-    a, b = (benchmark.optimizer(torch.optim.Adam, SETS["digits_mlp"](), {}, BRIEF) for _ in range(2))
-    tensors = [t for o in (a, b) for p in o.param_groups[0]["params"] for t in (p, p.grad)]
+    pair = [[t for p in digits_optimizer(torch.optim.Adam).param_groups[0]["params"] for t in (p, p.grad)]
+            for _ in range(2)]
+    tensors = [*pair[0], *pair[1]]
     assert len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
-    half = len(tensors) // 2
-    assert all(torch.equal(x, y) for x, y in zip(tensors[:half], tensors[half:]))
-    assert all(t.is_contiguous() and t.abs().max() > 0.5 for t in tensors)
+    assert all(map(torch.equal, *pair)) and all(t.is_contiguous() and t.abs().max() > 0.5 for t in tensors)
 
 
 def test_peak_of_temporary_memory():
@@ -212,16 +188,14 @@ def test_peak_of_temporary_memory():
     assert benchmark.peak_temporary_bytes(Contender(call), cuda=False) == 6000
 
 
-def test_differentiable_steps_do_not_pile_up_a_graph():
-    options = VARIANTS["differentiable"]
-    for kind in (torch.optim.Adam, adamlib.Adam):
-        one = benchmark.optimizer(kind, SETS["digits_mlp"](), options, BRIEF)
-        contender = benchmark.contender([one], "eager")
-        param = one.param_groups[0]["params"][0]
-        contender.call()
-        assert param.grad_fn is not None  # the step is in the graph
-        contender.rewind()
-        assert param.grad_fn is None and one.state[param]["exp_avg"].grad_fn is None
+@pytest.mark.parametrize("library", [torch.optim, adamlib], ids=["torch", "adamlib"])
+def test_differentiable_steps_do_not_pile_up_a_graph(library):
+    one = digits_optimizer(library.Adam, **VARIANTS["differentiable"])
+    contender, param = benchmark.contender([one], "eager"), one.param_groups[0]["params"][0]
+    contender.call()
+    assert param.grad_fn is not None  # the step is in the graph
+    contender.rewind()
+    assert param.grad_fn is None and one.state[param]["exp_avg"].grad_fn is None
 
 
 @pytest.mark.parametrize("name, bytes_", [("tiny_200x64", 12 * 2 * 12800), ("large_8x8m", 12 * 2**26)])
@@ -231,97 +205,20 @@ def test_the_limit_streams_what_a_step_touches(name, bytes_, monkeypatch):
     assert moved == bytes_
 
 
-# -- report and command line
+# --- what is raced where
 
-
-def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
-    output, picture = tmp_path / "run.json", tmp_path / "run.png"
-    arguments = ["--sets", "digits_mlp", "--variants", "single", "noise, fused", "--rounds", "2"]
-    arguments += ["--threads", "1", "--min-seconds", "0.001", "--output", str(output), "--picture", str(picture)]
-    assert benchmark.main(arguments) == 0
-
-    report = json.loads(output.read_text(encoding="utf-8"))
-    assert list(report) == ["schema", "date", "hardware", "software", "settings", "rows", "failed"]
-    assert report["schema"] == 1 and report["failed"] == []
-    assert [row["variant"] for row in report["rows"]] == ["single", "noise, fused"]
-    assert all({key: type(value) for key, value in row.items()} == ROW for row in report["rows"])
-    assert report["software"]["torch"] == torch.__version__
-    assert report["hardware"]["cpu"] and report["hardware"]["cores"] >= 1
-    assert report["settings"] == {"device": "cpu", "threads": 1, "rounds": 2, "min_seconds": 0.001, "seed": 0}
-    assert str(tmp_path) not in output.read_text(encoding="utf-8")  # nothing of the machine's folders goes into a record
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-    printed, progress = capfd.readouterr()
-    assert "digits_mlp: 4 tensors, 2,410 parameters" in printed and "torch twice" in printed
-    assert "[ 1/2] digits_mlp · single · eager" in progress and "[ 2/2]" in progress
-
-    assert benchmark.main(["--read", str(output)]) == 0
-    assert capfd.readouterr().out == printed
-
-
-@pytest.mark.parametrize(
-    "arguments, asked",
-    [
-        ([], (benchmark.DEFAULT_SETS, 21, 0.1)),
-        (["--quick"], (["tiny_200x64"], 5, 0.01)),
-        (["--quick", "--sets", "resnet18", "--rounds", "7"], (["resnet18"], 7, 0.01)),
-    ],
-)
-def test_quick_stands_back_where_something_is_named(arguments, asked, monkeypatch):
-    runs = []
-
-    def run(sets, variants, settings, progress):
-        runs.append((sets, settings.rounds, settings.min_seconds))
-        return {"failed": []}
-
-    monkeypatch.setattr(benchmark, "run", run)
-    monkeypatch.setattr(benchmark, "table", lambda report: "")
-    assert benchmark.main(arguments) == 0
-    assert runs == [asked]
-
-
-def test_a_pair_that_fails_does_not_cost_the_others():
-    lines = []
-    report = benchmark.run(["digits_mlp"], ["fused"], BRIEF._replace(rounds=0), lambda *line: lines.append(line))
-    assert report["rows"] == [] and len(lines) == 1
-    assert report["failed"][0]["variant"] == "fused" and "at least one round" in report["failed"][0]["error"]
-    assert "failed: digits_mlp · fused · eager" in benchmark_report.table(report)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--sets", "resnet19"], "invalid choice: 'resnet19'"),
-        (["--output", "/no/such/folder/run.json"], "there is no folder /no/such/folder"),
-        (["--read", "no_such_run.json"], "there is no report no_such_run.json"),
-        (["--read", __file__], "is no report of this benchmark"),
-        (["--read", __file__, "--output", "run.json"], "leave one of them out"),
-        (["--output", "."], ". is a folder: name a file in it"),
-        (["--picture", "run.pdf"], "run.pdf does not end in .png"),
-        (["--rounds", "0"], "--rounds needs at least 1"),
-        (["--threads", "100000"], "--threads 1 to"),
-        (["--min-seconds", "-1"], "--min-seconds at least 0"),
-        (["--variants", "fused", "triton"], '"triton" needs --device cuda'),
-        (["--device", "cuda"], "no CUDA device"),
-    ],
-)
-def test_wrong_arguments_are_told_before_anything_is_measured(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        benchmark.main(arguments)
-    assert message in capsys.readouterr().err
-
-
-def test_graphs_and_triton_are_for_cuda_alone():
+def test_what_a_device_can_run(monkeypatch):
     def modes(variant, device):
         settings = BRIEF._replace(device=device)
         return {mode for mode in ("eager", "graph") if benchmark._makes_sense(variant, mode, settings)}
 
+    assert {*VARIANTS, *NOISE} - {*ON_A_CPU} <= {"triton", "compiled"}
     assert modes("triton", "cpu") == set() and modes("fused", "cpu") == {"eager"}
-    assert modes("triton", "cuda") == {"eager", "graph"}
-    assert modes("single", "cuda") == {"eager"} and modes("differentiable", "cuda") == {"eager"}
-    assert modes("fused", "cuda") == modes("noise, fused", "cuda") == {"eager", "graph"}
-    assert modes("capturable foreach", "cuda") == {"eager", "graph"}
+    for variant in ("triton", "fused", "noise, fused", "capturable foreach"):
+        assert modes(variant, "cuda") == {"eager", "graph"}
+    assert modes("single", "cuda") == modes("differentiable", "cuda") == {"eager"}
+    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)  # no compiler
+    assert modes("compiled", "cpu") == set()
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -340,6 +237,79 @@ def test_a_set_too_small_for_a_rotation_has_no_cold_row(monkeypatch):
         ("tiny_200x64", "eager"), ("tiny_200x64", "graph"),
         ("resnet18", "eager"), ("resnet18", "graph"), ("resnet18", "cold graph"),
     ]
+
+
+# --- report and command line
+
+def test_command_line_writes_a_report_of_the_schema(tmp_path, capfd):
+    output, picture = tmp_path / "run.json", tmp_path / "run.png"
+    arguments = ["--sets", "digits_mlp", "--variants", "single", "noise, fused", "--rounds", "2"]
+    arguments += ["--threads", "1", "--min-seconds", "0.001", "--output", str(output), "--picture", str(picture)]
+    assert benchmark.main(arguments) == 0
+
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert list(report) == ["schema", "date", "hardware", "software", "settings", "rows", "failed"]
+    assert report["schema"] == 1 and report["failed"] == []
+    assert [row["variant"] for row in report["rows"]] == ["single", "noise, fused"]
+    assert all(types(row) == types(a_row()) for row in report["rows"])
+    assert report["software"]["torch"] == torch.__version__
+    assert report["hardware"]["cpu"] and report["hardware"]["cores"] >= 1
+    assert report["settings"] == {"device": "cpu", "threads": 1, "rounds": 2, "min_seconds": 0.001, "seed": 0}
+    assert str(tmp_path) not in output.read_text(encoding="utf-8")  # none of this machine's folders
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    printed, progress = capfd.readouterr()
+    assert "digits_mlp: 4 tensors, 2,410 parameters" in printed and "torch twice" in printed
+    assert "[ 1/2] digits_mlp · single · eager" in progress and "[ 2/2]" in progress
+
+    assert benchmark.main(["--read", str(output)]) == 0
+    assert capfd.readouterr().out == printed
+
+
+@pytest.mark.parametrize("arguments, asked", [
+    ([], (benchmark.DEFAULT_SETS, 21, 0.1)),
+    (["--quick"], (["tiny_200x64"], 5, 0.01)),
+    (["--quick", "--sets", "resnet18", "--rounds", "7"], (["resnet18"], 7, 0.01)),
+])
+def test_quick_stands_back_where_something_is_named(arguments, asked, monkeypatch):
+    runs = []
+
+    def run(sets, variants, settings, progress):
+        runs.append((sets, settings.rounds, settings.min_seconds))
+        return {"failed": []}
+
+    monkeypatch.setattr(benchmark, "run", run)
+    monkeypatch.setattr(benchmark, "table", lambda report: "")
+    assert benchmark.main(arguments) == 0 and runs == [asked]
+
+
+def test_a_pair_that_fails_does_not_cost_the_others():
+    lines = []
+    report = benchmark.run(["digits_mlp"], ["fused"], BRIEF._replace(rounds=0), lambda *line: lines.append(line))
+    assert report["rows"] == [] and len(lines) == 1
+    assert report["failed"][0]["variant"] == "fused" and "at least one round" in report["failed"][0]["error"]
+    assert "failed: digits_mlp · fused · eager" in benchmark_report.table(report)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--sets", "resnet19"], "invalid choice: 'resnet19'"),
+    (["--output", "/no/such/folder/run.json"], "there is no folder /no/such/folder"),
+    (["--read", "no_such_run.json"], "there is no report no_such_run.json"),
+    (["--read", __file__], "is no report of this benchmark"),
+    (["--read", __file__, "--output", "run.json"], "leave one of them out"),
+    (["--output", "."], ". is a folder: name a file in it"),
+    (["--picture", "run.pdf"], "run.pdf does not end in .png"),
+    (["--rounds", "0"], "--rounds needs at least 1"),
+    (["--threads", "100000"], "--threads 1 to"),
+    (["--min-seconds", "-1"], "--min-seconds at least 0"),
+    (["--variants", "fused", "triton"], '"triton" needs --device cuda'),
+    (["--device", "cuda"], "no CUDA device"),
+])
+def test_wrong_arguments_are_told_before_anything_is_measured(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        benchmark.main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_table_says_the_numbers():

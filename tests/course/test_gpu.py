@@ -42,8 +42,7 @@ def fake(tmp_path, monkeypatch):
     return "fake_part."
 
 
-# ------------------------------------------------------------------------------------------------------ running
-
+# --- running
 
 def test_shares_of_the_budget():
     parts = [Part("a", "", 30), Part("b", "", 10), Part("c", "", 60)]
@@ -51,11 +50,15 @@ def test_shares_of_the_budget():
     assert sum(part.seconds for part in command.PARTS) <= 480 - 15
 
 
-def test_a_part_survives_what_kills_its_process(fake):
+def filled(function, results, item_seconds=30, saved=lambda: None):
+    """Whether the part got to its end; its results are put into those that are there."""
+    return run_part(Part("fake", function, 30, item_seconds), results, "cpu", 30, saved)
+
+
+def test_a_part_survives_what_kills_its_process_and_stores_each_result(fake):
     results, saved = {}, []
-    part = Part("fake", fake + "run", 30, item_seconds=1.5)
-    assert run_part(part, results, "cpu", 30, lambda: saved.append(len(results)))
-    assert saved == [1, 2, 3, 4, 5]  # stored after each
+    assert filled(fake + "run", results, item_seconds=1.5, saved=lambda: saved.append(len(results)))
+    assert saved == [1, 2, 3, 4, 5]
     assert results["dies"] == {"crashed": "its process ended with exit status 3"}
     assert results["hangs"] == {"crashed": "no result within 1.5 s"}
     assert results["asks for a new process"]["done before"] == ["dies", "good", "hangs"]
@@ -64,23 +67,24 @@ def test_a_part_survives_what_kills_its_process(fake):
 
 def test_what_is_done_is_not_done_again(fake):
     results = dict.fromkeys(("good", "dies", "hangs"), "as it was")
-    assert run_part(Part("fake", fake + "run", 30), results, "cpu", 30, lambda: None)
+    assert filled(fake + "run", results)
     assert list(results.values())[:3] == ["as it was"] * 3 and len(results) == 5
 
 
-def test_a_part_that_gets_nowhere_is_given_up(fake):
-    for name in ("idle", "broken"):
-        results = {}
-        assert not run_part(Part("fake", fake + name, 30), results, "cpu", 30, lambda: None)
-    assert list(results.values()) == [{"crashed": "its process ended with exit status 4"}]
+@pytest.mark.parametrize("name, found", [("idle", []), ("broken", ["its process ended with exit status 4"])])
+def test_a_part_that_gets_nowhere_is_given_up(fake, name, found):
+    results = {}
+    assert not filled(fake + name, results)
+    assert [result["crashed"] for result in results.values()] == found
 
 
 def test_time_that_is_over_leaves_the_rest_for_the_next_run(fake):
-    kept = {"parts": {}}
-    parts = [Part("slow", fake + "run", 1), Part("next", fake + "idle", 1)]
-    start = time.monotonic()
+    kept = {"parts": {"before": {"complete": True, "seconds": 7.0, "results": {"x": {}}}}}
+    start, before = time.monotonic(), json.dumps(kept["parts"]["before"])
+    parts = [Part("before", fake + "broken", 0), Part("slow", fake + "run", 1), Part("next", fake + "idle", 1)]
     run_parts(parts, kept, "cpu", 3, lambda: None, say=lambda text: None)
     assert time.monotonic() - start < 6
+    assert json.dumps(kept["parts"]["before"]) == before  # of a former run
     assert not kept["parts"]["slow"]["complete"] and "last" not in kept["parts"]["slow"]["results"]
 
 
@@ -100,8 +104,7 @@ def test_a_record_is_written_whole_or_not_at_all(tmp_path):
     assert json.loads(text) == what and ' "a": [1, 2.5, "x"],' in text  # a list, a line
 
 
-# ---------------------------------------------------------------------------------------------- the command line
-
+# --- the command line
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_it_says_so(capsys):
@@ -131,8 +134,7 @@ def test_another_file_is_left_alone(tmp_path, capsys):
     assert file.read_text(encoding="utf-8") == '{"schema": 1}'
 
 
-# -------------------------------------------------------------------------------------------------------- blocks
-
+# --- blocks
 
 @pytest.fixture(scope="module")
 def on_tape():
@@ -140,16 +142,13 @@ def on_tape():
     return {name: blocks.observe(name, "cpu") for name in blocks.remarks("cpu")}
 
 
-def test_every_block_gets_a_verdict(on_tape):
+def test_every_block_gets_a_verdict_and_its_contents_after_replays(on_tape):
     assert len(on_tape) > 120 and len(blocks.lines()) == len(blocks.LINES.strip().splitlines())
     for name, seen in on_tape.items():
         assert "error" not in seen, (name, seen)
         assert ("contents" in seen) == (seen["verdict"] == "permitted"), name
         assert seen["verdict"] == "permitted" or seen["message"], name
     json.dumps(on_tape, allow_nan=False)
-
-
-def test_contents_after_replays(on_tape):
     assert on_tape["x.add_(h)"]["contents"]["x"] == [10, 7, 12, 9.5]  # h was 2 and stays 2; x was 1, and 1 is added
     assert on_tape["x.fill_(y[0])"]["contents"]["x"] == [32] * 4  # y doubles before each of three replays
     assert on_tape["z = torch.empty(4, device=x.device); x.copy_(z)"]["contents"]["x"] == [7] * 4
@@ -172,10 +171,13 @@ def test_a_disagreement_is_named(on_tape):
     assert blocks.disagreements(known) == [] and len(blocks.disagreements(known, differs=True)) == 1
 
 
-@pytest.mark.parametrize("number", range(len(record.records())))
-def test_the_tape_does_what_cuda_was_seen_to_do(number):
-    seen = record.results(record.records()[number], "blocks")
-    assert blocks.disagreements(seen) + blocks.wrong_rows(seen) == []
+def test_runs_on_a_gpu_are_stored_and_the_tape_does_what_they_saw():
+    for file in RECORDED.glob("gpu-*.json"):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        assert stored["device"] == "cuda" and stored["hardware"]["gpu"], file.name
+    for stored in record.records():
+        seen = record.results(stored, "blocks")
+        assert blocks.disagreements(seen) + blocks.wrong_rows(seen) == []
 
 
 def test_a_wrong_row_is_named(monkeypatch):
@@ -192,48 +194,39 @@ def test_a_wrong_row_is_named(monkeypatch):
     assert blocks.observe("row: a", "cpu")["contents"] == {"x": after, "result 0": after}
 
 
-# ----------------------------------------------------------------------------------------- parity, race, chapters
+# --- parity, race, chapters
+
+@pytest.mark.parametrize("variant, dtype, same, far", [
+    ("single", torch.float32, 12, 0),
+    ("fused", torch.float32, 12, 0),
+    ("capturable foreach", torch.float64, None, 1e-3),  # no nearer: torch computes 1 − βᵗ from a count in float32
+    ("differentiable", torch.float64, None, 1e-3),
+])
+def test_promised_bits_are_there_on_the_cpu_and_the_others_near(variant, dtype, same, far):
+    found = parity.parity(variant, dtype, "cpu")
+    assert found["cases"] == 12 and not found["failed"] and found["largest_distance_in_lr"] <= far
+    assert same is None or found["same_bits"] == same
 
 
-@pytest.mark.parametrize("variant", ["single", "foreach", "fused"])
-def test_promised_bits_are_there_on_the_cpu(variant):
-    found = parity.parity(variant, torch.float32, "cpu")
-    assert found["same_bits"] == found["cases"] == 12 and not found["failed"] and found["largest_distance_in_lr"] == 0
+def test_what_the_fused_kernel_refuses_on_a_cpu_and_who_has_written_before():
+    taken, seen = parity.bfloat16_moments("cpu"), parity.refused_step("cpu")
+    assert taken.keys() == {"torch", "adamlib"} and all("RuntimeError" in text for text in taken.values())
+    assert "RuntimeError" in seen["torch"]["step"] and "exp_avg" in seen["adamlib"]["step"]
+    assert (seen["adamlib"]["count"], seen["adamlib"]["moved"]) == (0, False)
 
 
-@pytest.mark.parametrize("variant", ["capturable single", "capturable foreach", "differentiable"])
-def test_the_others_are_near(variant):
-    """Not nearer, in float64 either: torch's two forms compute 1 − βᵗ from a count in float32."""
-    found = parity.parity(variant, torch.float64, "cpu")
-    assert not found["failed"] and found["largest_distance_in_lr"] < 1e-3
-
-
-def test_who_takes_bfloat16_moments_on_a_cpu():
-    found = parity.bfloat16_moments("cpu")
-    assert found.keys() == {"torch", "adamlib"} and all("RuntimeError" in text for text in found.values())
-
-
-def test_a_refused_step_leaves_the_count_alone_in_adamlib():
-    seen = parity.refused_step("cpu")
-    assert "RuntimeError" in seen["torch"]["step"]
-    assert (seen["adamlib"]["count"], seen["adamlib"]["moved"]) == (0, False) and "exp_avg" in seen["adamlib"]["step"]
-
-
-def test_a_prediction_is_the_longer_of_two_times():
+@pytest.mark.parametrize("mode, seconds, decides", [("graph", 2e-6, "bytes"), ("fixed gradients", 5e-6, "calls")])
+def test_a_prediction_is_the_longer_of_two_times(mode, seconds, decides):
     known = dict(bytes_per_second=1e9, seconds_per_call=5e-6, seconds_per_call_in_a_graph=1e-6)
     counted = dict(bytes=2000, calls=1)
-    assert race.prediction(counted, known, "graph") == {"seconds": 2e-6, "decides": "bytes"} | counted
-    assert race.prediction(counted, known, "fixed gradients") == {"seconds": 5e-6, "decides": "calls"} | counted
+    assert race.prediction(counted, known, mode) == {"seconds": seconds, "decides": decides} | counted
 
 
-def test_steps_are_counted_without_memory():
+def test_steps_are_counted_without_memory_and_graphs_and_triton_raced_on_cuda_alone():
     n = 124_439_808
     assert race.counts("gpt2_small", "fused", "graph", "torch")["bytes"] == 28 * n
     assert round(race.counts("gpt2_small", "foreach", "fixed gradients", "ours")["bytes"] / n) == 76
     assert race.counts("gpt2_small", "triton", "graph", "ours") == {"bytes": 28 * n, "calls": 2}
-
-
-def test_graphs_and_triton_are_raced_on_cuda_alone():
     assert {mode for _, _, mode in race.races("cpu").values()} == {"fixed gradients", "fresh gradients"}
     assert sum(mode == "graph" for _, _, mode in race.races("cuda").values()) >= 6
 
@@ -242,10 +235,15 @@ def test_a_test_that_fails_is_told_with_its_reason(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['cuda']\n", encoding="utf-8")
     (tmp_path / "tests" / "test_other.py").write_text("import nothing_that_exists\n", encoding="utf-8")
-    (tmp_path / "tests" / "test_made_up.py").write_text(
-        "import pytest\npytestmark = pytest.mark.NAME\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\n"
-        "def test_skipped(): pytest.skip('no')\ndef test_done(): assert False\n".replace("NAME", "cuda"), encoding="utf-8",
-    )
+    made_up = """
+import pytest
+pytestmark = pytest.mark.NAME
+def test_good(): pass
+def test_bad(): assert 1 == 2
+def test_skipped(): pytest.skip("no")
+def test_done(): assert False
+"""
+    (tmp_path / "tests" / "test_made_up.py").write_text(made_up.replace("NAME", "cuda"), encoding="utf-8")
     monkeypatch.setattr(checks, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     told = []
@@ -271,17 +269,18 @@ def test_cells_are_run_down_to_the_last_about_cuda(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("chapter", checks.CHAPTERS)
 def test_both_chapters_have_cells_about_cuda(chapter):
-    text = (checks.ROOT / "notebooks" / f"{chapter}.ipynb").read_text(encoding="utf-8")
-    assert any("cuda" in "".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code")
+    cells = json.loads((checks.ROOT / "notebooks" / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert any("cuda" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-# -------------------------------------------------------------------------------------------------- what is drawn
-
+# --- what is drawn
 
 def a_record(**parts):
     """A record with made-up numbers of a made-up device."""
-    row = dict(set="tiny", variant="fused", mode="graph", torch_seconds=[1e-5, 2e-5, 3e-5], our_seconds=[9e-6, 1e-5, 2e-5],
-               ratio=[1.5, 2.0, 2.5], handing_over_seconds=None, disturbed=False)  # fmt: skip
+    row = dict(
+        set="tiny", variant="fused", mode="graph", torch_seconds=[1e-5, 2e-5, 3e-5], our_seconds=[9e-6, 1e-5, 2e-5],
+        ratio=[1.5, 2.0, 2.5], handing_over_seconds=None, disturbed=False,
+    )
     said = dict(seconds=8e-6, decides="calls", bytes=1, calls=2)
     usual = {
         "tests": {"t::good": {"outcome": "passed"}, "t::bad": {"outcome": "failed", "why": "assert 1 == 2"}},
@@ -289,8 +288,10 @@ def a_record(**parts):
         "race": {"predictions": {"device": {}, "a": {"ours": said, "torch": said}}, "a": row},
     }
     parts = {name: {"complete": True, "seconds": 1.0, "results": results} for name, results in (usual | parts).items()}
-    return {"schema": record.SCHEMA, "date": "2026-01-31", "device": "cuda", "hardware": {"gpu": "Abacus", "cpu": "Beads"},
-            "software": {"torch": "2.11.0", "triton": "3.6.0"}, "parts": parts}  # fmt: skip
+    return {
+        "schema": record.SCHEMA, "date": "2026-01-31", "device": "cuda", "hardware": {"gpu": "Abacus", "cpu": "Beads"},
+        "software": {"torch": "2.11.0", "triton": "3.6.0"}, "parts": parts,
+    }
 
 
 @pytest.fixture
@@ -322,9 +323,3 @@ def test_the_summary_tells_of_troubles():
     text = record.summary(a_record(chapters={"06": {"errors": {"3": "NameError: x"}}}))
     assert "tests: 1 failed, 1 passed" in text and "blocks, same verdict: 0 of 1" in text
     assert "trouble: tests, t::bad: assert 1 == 2" in text and "trouble: chapters, 06: cell 3: NameError: x" in text
-
-
-def test_only_runs_on_a_gpu_are_stored_in_the_repository():
-    for file in RECORDED.glob("gpu-*.json"):
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        assert stored["device"] == "cuda" and stored["hardware"]["gpu"], file.name

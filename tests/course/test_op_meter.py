@@ -1,16 +1,18 @@
-"""The op meter: its rules one by one, its figures for torch's step and for ours, and the parameter sets."""
+"""The op meter: its rules one by one, its figures for torch's step and for ours, and the parameter sets.
+
+Calls and temporary memory of a step on ResNet-18, on a CPU, stand in the outputs of chapters 04 and 08, the figure in
+chapter 05: they are compared wherever these run.
+"""
 
 import pytest
 import torch
 
 import adamlib
-from adamlib.functional import CPU_PART
-from course import op_meter, parameter_sets
+from course import parameter_sets
 from course.op_meter import OpMeter
+from course.parameter_sets import count_parameters
 
 VARIANTS = {"for-loop": dict(foreach=False), "foreach": dict(foreach=True), "fused": dict(fused=True)}
-RESNET18 = parameter_sets.resnet18()
-PARAMETERS = parameter_sets.count_parameters(RESNET18)
 
 
 def measured(function):
@@ -19,76 +21,73 @@ def measured(function):
     return meter
 
 
-def per_parameter(meter):
-    return (meter.bytes_read + meter.bytes_written) / PARAMETERS
-
-
-def optimizer_on(shapes, library, device="cpu", **options):
-    """An Adam of the library whose state exists and whose gradients are set."""
+def step_of(shapes, library, device="cpu", **options):
+    """A measured step of the library's Adam, whose state exists and whose gradients are set."""
     params = [torch.ones(shape, requires_grad=True, device=device) for shape in shapes]
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer = library.Adam(params, **options)
     optimizer.step()
-    return optimizer
+    return measured(optimizer.step)
 
 
-# ------------------------------------------------------------------------------------------------ the rules
+# --- the rules
+
 A, B, HALF = torch.ones(10, 4), torch.ones(10, 4), torch.ones(40, dtype=torch.float16)
 
 
-@pytest.mark.parametrize(
-    "function, calls, read, written",
-    [
-        (lambda: A.view(-1)[3:].unsqueeze(0).t(), 0, 0, 0),  # views move nothing
-        (lambda: A.detach().reshape(40), 0, 0, 0),
-        (lambda: A + B, 1, 320, 160),  # a new output is written
-        (lambda: A.add_(1), 1, 160, 160),  # in place: read and written
-        (lambda: torch.addcmul(A, B, B), 1, 480, 160),  # named twice, read twice
-        (lambda: torch.add(A, A, out=B), 1, 320, 160),  # out= is only written
-        (lambda: A.copy_(B), 1, 160, 160),  # the old value of A is not read
-        (lambda: torch._foreach_copy_([A, B], [B, A]), 1, 320, 320),
-        (lambda: A.zero_(), 1, 0, 160),
-        (lambda: A.fill_(1.0), 1, 0, 160),
-        (lambda: torch.empty(10, 4).normal_(), 2, 0, 160),  # empty writes nothing
-        (lambda: torch.zeros_like(A), 1, 0, 160),  # the shape is no read
-        (lambda: A.new_ones(5), 1, 0, 20),
-        (lambda: torch.tensor(1.0), 1, 0, 4),
-        (lambda: A[0, 0].item(), 1, 4, 0),  # one element is read
-        (lambda: bool(A[0, 0] > 0), 2, 5, 1),  # the comparison, then its one byte
-        (lambda: HALF.float(), 1, 80, 160),  # bytes, not elements
-        (lambda: torch.ones(()).expand(40) + 0, 2, 4, 164),  # an expanded element is one element
-        (lambda: torch.zeros(0, 3).add_(1), 2, 0, 0),
-        (lambda: torch._foreach_sqrt([A, B]), 1, 320, 320),
-        (lambda: torch.var_mean(A), 1, 160, 8),  # two outputs
-    ],
-)
+@pytest.mark.parametrize("function, calls, read, written", [
+    (lambda: A.view(-1)[3:].unsqueeze(0).t(), 0, 0, 0),  # views move nothing
+    (lambda: A.detach().reshape(40), 0, 0, 0),
+    (lambda: A + B, 1, 320, 160),  # a new output is written
+    (lambda: A.add_(1), 1, 160, 160),  # in place: read and written
+    (lambda: torch.addcmul(A, B, B), 1, 480, 160),  # named twice, read twice
+    (lambda: torch.add(A, A, out=B), 1, 320, 160),  # out= is only written
+    (lambda: A.copy_(B), 1, 160, 160),  # the old value of A is not read
+    (lambda: torch._foreach_copy_([A, B], [B, A]), 1, 320, 320),
+    (lambda: A.zero_(), 1, 0, 160),
+    (lambda: A.fill_(1.0), 1, 0, 160),
+    (lambda: torch.empty(10, 4).normal_(), 2, 0, 160),  # empty writes nothing
+    (lambda: torch.zeros_like(A), 1, 0, 160),  # the shape is no read
+    (lambda: A.new_ones(5), 1, 0, 20),
+    (lambda: torch.tensor(1.0), 1, 0, 4),
+    (lambda: A[0, 0].item(), 1, 4, 0),  # one element is read
+    (lambda: bool(A[0, 0] > 0), 2, 5, 1),  # the comparison, then its one byte
+    (lambda: HALF.float(), 1, 80, 160),  # bytes, not elements
+    (lambda: torch.ones(()).expand(40) + 0, 2, 4, 164),  # an expanded element is one element
+    (lambda: torch.zeros(0, 3).add_(1), 2, 0, 0),
+    (lambda: torch._foreach_sqrt([A, B]), 1, 320, 320),
+    (lambda: torch.var_mean(A), 1, 160, 8),  # two outputs
+])
 def test_rule(function, calls, read, written):
     meter = measured(function)
     assert (meter.calls, meter.bytes_read, meter.bytes_written) == (calls, read, written)
 
 
 def test_fused_writes_the_gradients_only_when_it_unscales_them():
-    optimizer = optimizer_on([(1000,)], torch.optim, fused=True)
-    written = []
+    param, written = torch.ones(1000, requires_grad=True), []
+    optimizer = torch.optim.Adam([param], fused=True)
     for scale in (None, torch.tensor(2.0)):
-        optimizer.grad_scale = scale
+        param.grad, optimizer.grad_scale = torch.ones(1000), scale
         written += [row.bytes_written for row in measured(optimizer.step).rows if row.op == "_fused_adam_"]
     assert written == [12 * 1000, 16 * 1000]
 
 
-def test_temporary_memory():
-    def one_after_the_other():
-        A + B  # noqa: B018
-        A + B  # noqa: B018
+def nothing_kept():
+    A + B  # noqa: B018
+    A + B  # noqa: B018
 
-    def both_at_once():
-        return (A + B) + (A + B)
 
-    assert measured(one_after_the_other).peak_temporary_bytes == 160
-    assert measured(both_at_once).peak_temporary_bytes == 480
-    assert measured(lambda: A.add_(B)).peak_temporary_bytes == 0
+@pytest.mark.parametrize("function, peak", [
+    (nothing_kept, 160),  # one after the other
+    (lambda: (A + B) + (A + B), 480),  # three at once
+    (lambda: A.add_(B), 0),
+])
+def test_the_peak_of_temporary_memory(function, peak):
+    assert measured(function).peak_temporary_bytes == peak
 
+
+def test_memory_that_outlives_the_block_is_kept_and_not_temporary():
     with OpMeter() as meter:
         kept = A * 2
         view = (A * 3).view(-1)[:1]  # a view of one element keeps all of its storage
@@ -108,11 +107,13 @@ def test_memory_held_by_autograd_counts_until_it_is_freed():
     y.backward()
 
 
-def test_one_meter_measures_one_block():
-    meter = measured(lambda: A + B)
-    with pytest.raises(RuntimeError, match="make a new OpMeter"), meter:
+def test_one_meter_measures_one_block_and_meters_nest():
+    with OpMeter() as outer:
+        inner = measured(lambda: A + B)
+        A + B  # noqa: B018
+    with pytest.raises(RuntimeError, match="make a new OpMeter"), inner:
         pass
-    assert meter.calls == 1
+    assert (outer.calls, inner.calls) == (2, 1)
 
 
 def test_table_names_ops_in_order_and_adds_up():
@@ -128,26 +129,9 @@ def test_table_names_ops_in_order_and_adds_up():
     assert meter.table(parameters=40).splitlines()[-1].split() == ["total", "2", "12.00", "8.00", "20.00"]
 
 
-def test_meters_nest():
-    with OpMeter() as outer:
-        A + B  # noqa: B018
-        with OpMeter() as inner:
-            A + B  # noqa: B018
-    assert (outer.calls, inner.calls) == (2, 1)
+# --- one step
 
-
-# ------------------------------------------------------------------------ one step on ResNet-18's tensors
-@pytest.mark.parametrize("variant, calls, bytes_per_parameter", [
-    ("for-loop", 560, 76), ("foreach", 135, 76), ("fused", 4, 28),
-])  # fmt: skip
-def test_torch_on_resnet18(variant, calls, bytes_per_parameter):
-    meter = measured(optimizer_on(RESNET18, torch.optim, **VARIANTS[variant]).step)
-    assert meter.calls == calls
-    assert per_parameter(meter) == pytest.approx(bytes_per_parameter, abs=1e-3)  # the rest are step counts
-    assert meter.kept_bytes == 0
-
-
-OPTIONS = {
+OPTIONS = {  # option: (as keywords, bytes per parameter of the for-loop and foreach, of the fused kernel)
     "plain": ({}, 76, 28),
     "L2 decay": (dict(weight_decay=0.1), 88, 28),
     "decoupled decay": (dict(weight_decay=0.1, decoupled_weight_decay=True), 84, 28),
@@ -160,43 +144,21 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bytes_per_parameter_with_options(library, option, variant):
-    flags, looped, fused = OPTIONS[option]
-    shapes = [(300, 100), (77,), (20_000,)]
-    meter = measured(optimizer_on(shapes, library, **VARIANTS[variant], **flags).step)
-    moved = (meter.bytes_read + meter.bytes_written) / parameter_sets.count_parameters(shapes)
-    assert moved == pytest.approx(fused if variant == "fused" else looped, abs=0.01)
+    (flags, looped, fused), shapes = OPTIONS[option], [(300, 100), (77,), (20_000,)]
+    meter = step_of(shapes, library, **VARIANTS[variant], **flags)
+    moved = (meter.bytes_read + meter.bytes_written) / count_parameters(shapes)
+    expected = fused if variant == "fused" else looped
+    assert meter.kept_bytes == 0 and moved == pytest.approx(expected, abs=0.01)  # the rest are step counts
 
 
-def test_adamlib_on_resnet18():
-    """Same bytes as torch. Its calls follow from its parts: seven passes over each, a count read for each tensor."""
-    pieces, buckets, filled = 0, 0, CPU_PART
-    for shape in RESNET18:
-        left = parameter_sets.count_parameters([shape])
-        while left:
-            piece = min(left, CPU_PART)
-            pieces, left = pieces + 1, left - piece
-            if filled + piece > CPU_PART:
-                buckets, filled = buckets + 1, 0
-            filled += piece
-    meters = {name: measured(optimizer_on(RESNET18, adamlib, **VARIANTS[name]).step) for name in VARIANTS}
-    around = [meter.calls - 7 * parts for meter, parts in zip(meters.values(), (pieces, buckets, 0))]
-    assert around == [len(RESNET18) + 4] * 2 + [5]
-    assert [round(per_parameter(meter), 3) for meter in meters.values()] == [76, 76, 28]
-
-
-@pytest.mark.parametrize("name, single, foreach", [("resnet18", 560, 135), ("gpt2_small", 1334, 307)])
-def test_calls_without_a_cpu_cache_to_cut_for(name, single, foreach):
+@pytest.mark.parametrize("name, single, foreach, buckets", [("resnet18", 560, 135, 1), ("gpt2_small", 1334, 307, 7)])
+def test_calls_without_a_cpu_cache_to_cut_for(name, single, foreach, buckets):
     """On the meta device nothing is computed and no tensor is cut into blocks: the calls of an accelerator."""
     shapes = parameter_sets.SETS[name]()
-
-    def calls(library):
-        steps = [optimizer_on(shapes, library, "meta", foreach=flag).step for flag in (False, True)]
-        return [measured(step).calls for step in steps]
-
-    assert calls(torch.optim) == [single, foreach]
-    buckets = {"resnet18": 1, "gpt2_small": 7}[name]
-    around = [ours - 7 * parts for ours, parts in zip(calls(adamlib), (len(shapes), buckets))]
-    assert around == [len(shapes) + 4] * 2
+    torchs, ours = ([step_of(shapes, library, "meta", foreach=flag).calls for flag in (False, True)]
+                    for library in (torch.optim, adamlib))
+    assert torchs == [single, foreach]
+    assert ours == [7 * parts + len(shapes) + 4 for parts in (len(shapes), buckets)]
 
 
 @pytest.mark.parametrize("capturable, share", [(False, 1 / 2), (True, 1)])
@@ -204,26 +166,10 @@ def test_temporary_memory_of_foreach_on_an_accelerator(capturable, share, torch_
     """GPT-2 small on the meta device: the larger of a full bucket and the largest tensor, instead of all of it."""
     shapes, flags = parameter_sets.gpt2_small(), dict(foreach=True, capturable=capturable)
     theirs, ours = (
-        measured(optimizer_on(shapes, library, "meta", **flags).step).peak_temporary_bytes
-        for library in (torch.optim, adamlib)
+        step_of(shapes, library, "meta", **flags).peak_temporary_bytes for library in (torch.optim, adamlib)
     )
-    assert theirs >= 4 * parameter_sets.count_parameters(shapes)
+    assert theirs >= 4 * count_parameters(shapes)
     assert ours <= share * theirs
-
-
-def test_temporary_memory_of_a_step():
-    """No variant needs more than torch's same variant, and foreach at most half of it."""
-    peak = {}
-    for library in (torch.optim, adamlib):
-        for name, flags in VARIANTS.items():
-            peak[library, name] = measured(optimizer_on(RESNET18, library, **flags).step).peak_temporary_bytes
-    largest = max(parameter_sets.count_parameters([shape]) for shape in RESNET18)
-    # √v and √v/√c₂ of the largest tensor, and the loop's variable still holding the tensor before it
-    assert peak[torch.optim, "for-loop"] == pytest.approx(8 * largest, rel=1e-3)
-    assert peak[torch.optim, "foreach"] == 4 * PARAMETERS
-    assert peak[torch.optim, "fused"] == 0 and peak[adamlib, "fused"] == 4  # the 1 that is added to the counts
-    assert peak[adamlib, "for-loop"] <= peak[torch.optim, "for-loop"]
-    assert peak[adamlib, "foreach"] <= 0.5 * PARAMETERS  # bytes; torch's are 4 a weight
 
 
 def test_the_first_step_keeps_the_state():
@@ -234,34 +180,11 @@ def test_the_first_step_keeps_the_state():
     assert meter.kept_bytes == 2 * 4 * 121 + 2 * 4  # m, v and a step count each
 
 
-def test_counts_are_the_same_on_every_run():
-    runs = [measured(optimizer_on(parameter_sets.digits_mlp(), adamlib, foreach=True).step) for _ in range(3)]
-    assert runs[0].table() == runs[1].table() == runs[2].table()
-    assert len({meter.peak_temporary_bytes for meter in runs}) == 1
-
-
-# ------------------------------------------------------------------------------------------------ the figure
-def test_figure_shows_the_numbers():
-    pytest.importorskip("matplotlib").use("Agg")
-    shapes = parameter_sets.digits_mlp()
-    parameters = parameter_sets.count_parameters(shapes)
-    meters = {name: measured(optimizer_on(shapes, torch.optim, **VARIANTS[name]).step) for name in VARIANTS}
-    fig = op_meter.draw(meters, parameters, highlight="fused")
-    calls, moved = fig.axes
-    assert [bar.get_width() for bar in calls.patches] == [meter.calls for meter in meters.values()]
-    assert sum(bar.get_width() for bar in moved.patches) == pytest.approx(76 + 76 + 28, abs=0.1)
-    texts = {text.get_text() for axes in fig.axes for text in axes.texts}
-    assert {"76", "28", "4", "lerp_", "_fused_adam_"} <= texts
-    assert len({bar.get_facecolor() for bar in calls.patches}) == 2  # one in colour, the rest grey
-    fig.clear()
-
-
-# ------------------------------------------------------------------------------------------------ the sets
 def test_parameter_sets_are_as_their_table_says():
     rows = [line.split() for line in parameter_sets.__doc__.splitlines() if line.startswith("``")]
     written = {row[0].strip("`"): (int(row[1]), int(row[2].replace(",", ""))) for row in rows}
-    real = {name: (len(f()), parameter_sets.count_parameters(f())) for name, f in parameter_sets.SETS.items()}
+    real = {name: (len(f()), count_parameters(f())) for name, f in parameter_sets.SETS.items()}
     assert written == real
     assert real["resnet18"] == (62, 11_689_512)  # torchvision's resnet18
     assert real["gpt2_small"] == (148, 124_439_808)  # Hugging Face's gpt2
-    assert parameter_sets.count_parameters([(), (2, 3), (0,)]) == 7
+    assert count_parameters([(), (2, 3), (0,)]) == 7
