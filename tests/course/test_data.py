@@ -1,15 +1,31 @@
 """The data of the series: the same on every call, and what its docstrings say."""
 
+import shutil
+import subprocess
+import sys
+
 import torch
 
 from course import data
 
 
-def test_the_digits_are_split_by_position():
-    x_train, y_train, x_test, y_test = data.digits()
-    assert x_train.shape == (1437, 64) and x_test.shape == (360, 64) and x_train.dtype == torch.float32
-    assert 0 <= x_train.min() and x_train.max() == 1 and set(y_train.tolist()) == set(y_test.tolist()) == set(range(10))
-    assert all(torch.equal(a, b) for a, b in zip(data.digits(), (x_train, y_train, x_test, y_test), strict=True))
+def test_the_digits_are_uci_s_test_set_split_by_position():
+    x, y, x_test, y_test = data.digits()
+    assert (x.shape, y.shape, x_test.shape, y_test.shape) == ((1437, 64), (1437,), (360, 64), (360,))
+    assert x.dtype == x_test.dtype == torch.float32 and y.dtype == y_test.dtype == torch.int64
+    assert (x.min(), x.max()) == (0, 1)
+    # the counts of the classes as UCI's page of data set 80 gives them
+    assert torch.bincount(torch.cat([y, y_test])).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert all(torch.equal(a, b) for a, b in zip(data.digits(), (x, y, x_test, y_test), strict=True))
+
+
+def test_the_digits_are_read_from_a_zip_too(tmp_path):
+    """A package may be imported from one."""
+    notebooks = data.__file__.rpartition("course")[0]
+    archive = shutil.make_archive(str(tmp_path / "course"), "zip", notebooks, "course")
+    code = f"import sys; sys.path.insert(0, {archive!r}); from course import data; print(len(data.digits()[0]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.stdout == "1437\n", done.stderr
 
 
 def test_articles_follow_zipf_and_bring_rare_words_in_bursts():

@@ -77,7 +77,7 @@ def test_in_the_interpreter():
         "kernel and not interpreter",
         __file__,
     ]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stdout + run.stderr
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) == len(WRONG) + 3, run.stdout
 

@@ -7,6 +7,39 @@ import adamlib
 from adamlib.variants.foreach import adam_foreach
 from course.referee import same_as_torch, same_bits, same_in_lists
 
+OPTIONS = pytest.mark.parametrize(
+    "options", [{}, dict(amsgrad=True, weight_decay=0.1, maximize=True)], ids=["plain", "options"]
+)
+PLAIN = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
+             amsgrad=False, maximize=False)
+
+
+class With(torch.optim.Adam):
+    """torch's for-loop with an option of its own."""
+
+    changed = {}
+
+    def __init__(self, params, **options):
+        super().__init__(params, foreach=False, **options | self.changed)
+
+
+class NoEpsilon(With):
+    changed = {"eps": 0.0}
+
+
+class Uphill(With):
+    changed = {"maximize": True}
+
+
+class OtherRoundings(With):
+    """The same numbers to six digits."""
+
+    @torch.no_grad()
+    def step(self):
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            p.mul_(3).div_(3)
+
 
 def test_bits_are_more_than_numbers():
     zero = torch.zeros(3)
@@ -17,52 +50,22 @@ def test_bits_are_more_than_numbers():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
-@pytest.mark.parametrize("options", [{}, dict(amsgrad=True, weight_decay=0.1, maximize=True)], ids=["plain", "options"])
+@OPTIONS
 def test_adamlib_passes(dtype, options):
     assert same_as_torch(adamlib.Adam, dtype=dtype, **options)
 
 
-class NoEpsilon(torch.optim.Adam):
-    def __init__(self, params, **options):
-        super().__init__(params, foreach=False, **options | {"eps": 0.0})
-
-
-class OtherRoundings(torch.optim.Adam):
-    """The same numbers to six digits."""
-
-    @torch.no_grad()
-    def step(self):
-        super().step()
-        for p in self.param_groups[0]["params"]:
-            p.mul_(3).div_(3)
-
-
-@pytest.mark.parametrize("wrong", [NoEpsilon, OtherRoundings])
-def test_what_is_only_near_does_not_pass(wrong):
+@pytest.mark.parametrize("wrong, near", [(NoEpsilon, False), (Uphill, False), (OtherRoundings, True)])
+def test_what_is_only_near_does_not_pass_unless_atol_asks_for_it(wrong, near):
     assert not same_as_torch(wrong)
-
-
-def test_near_is_what_atol_asks_for():
-    assert same_as_torch(OtherRoundings, atol=1e-5)
-    assert not same_as_torch(NoEpsilon, atol=1e-5)
-
-
-def test_another_option_is_seen():
-    class Uphill(torch.optim.Adam):
-        def __init__(self, params, **options):
-            super().__init__(params, maximize=True, **options)
-
-    assert not same_as_torch(Uphill)
-
-
-PLAIN = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
-             amsgrad=False, maximize=False)
+    assert same_as_torch(wrong, atol=1e-5) is near
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, dict(amsgrad=True, weight_decay=0.1, maximize=True)], ids=["plain", "options"])
+@OPTIONS
 def test_steps_in_lists(dtype, options):
     """adamlib's foreach has torch's bits; with one number changed, in the weights or in the state alone, it has not."""
+
     def step(*lists, change=(), **given):
         adam_foreach(*lists, **PLAIN | given | dict(change))
 
@@ -71,8 +74,9 @@ def test_steps_in_lists(dtype, options):
         assert not same_in_lists(lambda *lists, **given: step(*lists, change=change, **given), dtype, **options)
 
 
-def test_lists_with_a_count_for_all_do_not_pass():
+def test_lists_with_one_count_for_all_do_not_pass():
     """The second tensor misses steps, so its count is its own."""
+
     def step(*lists, **given):
         *tensors, ts = lists
         adam_foreach(*tensors, [max(ts)] * len(ts), **PLAIN | given)

@@ -23,18 +23,26 @@ def small_repository(tmp_path):
     return tmp_path
 
 
-def nbval(folder, **environment):
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "--rootdir=.", "notebooks"]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "ADAM_FIGURES": "", **environment}
-    )
+def run(folder, *command, **environment):
+    environment = {**os.environ, "ADAM_FIGURES": "", **environment}
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, encoding="utf-8", env=environment)
     return done.returncode, done.stdout + done.stderr
+
+
+def nbval(folder, **environment):
+    options = ["-q", "--nbval", "--nbval-current-env", "--rootdir=."]
+    return run(folder, "-m", "pytest", *options, "notebooks", **environment)
 
 
 def execute(folder, name):
-    command = [sys.executable, "notebooks/tools/execute.py", f"notebooks/{name}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+    return run(folder, "notebooks/tools/execute.py", f"notebooks/{name}")
+
+
+def pin(folder, package, version):
+    """Let environment.yml ask for another version."""
+    listed = folder / "environment.yml"
+    text = listed.read_text(encoding="utf-8")
+    listed.write_text(re.sub(f"{package}==[0-9.]+", f"{package}=={version}", text), encoding="utf-8")
 
 
 FIGURE = """import matplotlib.pyplot as plt
@@ -105,8 +113,7 @@ def test_numbers_may_be_off_by_one_and_each_wrong_output_is_named(small_reposito
 
 
 def test_other_versions_compare_figures_by_their_description(small_repository):
-    listed = (small_repository / "environment.yml").read_text(encoding="utf-8")
-    (small_repository / "environment.yml").write_text(re.sub("matplotlib==[0-9.]+", "matplotlib==1.5.0", listed), encoding="utf-8")
+    pin(small_repository, "matplotlib", "1.5.0")
     written(small_repository, "00_short.ipynb", [code("1 + 1", outputs=[])])
     _, said = nbval(small_repository)
     assert "figures compared by their description: matplotlib is" in said, said
@@ -119,10 +126,10 @@ def test_with_another_torch_its_own_outputs_are_run_but_not_compared(small_repos
     _, said = nbval(small_repository)
     assert "2 failed" in said and "not compared" not in said, said
 
-    listed = small_repository / "environment.yml"
-    listed.write_text(re.sub("torch==[0-9.]+", "torch==1.0.0", listed.read_text(encoding="utf-8")), encoding="utf-8")
+    pin(small_repository, "torch", "1.0.0")
     _, said = nbval(small_repository)
-    assert "1 failed, 1 passed" in said and "outputs of this torch not compared: 1 (tag this-torch; torch is" in said, said
+    assert "1 failed, 1 passed" in said, said
+    assert "outputs of this torch not compared: 1 (tag this-torch; torch is" in said, said
 
 
 def test_unexecuted_notebooks_are_refused(small_repository):
