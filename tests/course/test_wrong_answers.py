@@ -82,7 +82,7 @@ WRONG = {
     "corrected_max_step": [
         ("torch's maximum, of the raw v", {"v / (1 - beta2**t), out": "v, out"}, "top after step 1"),
         ("out of place", {"    grad = ": "    param, m, v, top = param + 0, m + 0, v + 0, top + 0\n    grad = "},
-         "gives a new tensor the name m"),
+         "gives a new"),
         ("decay into the caller's gradient", {"grad.add(": "grad.add_("}, "use add, not add_"),
     ],
     "adamw": [
@@ -107,8 +107,7 @@ WRONG = {
     ],
     "bytes_per_weight": [
         ("L2 in place", {"else 3": "else 2"}, "L2: add reads g and p"),
-        ("a decay of 0 costs", {"weight_decay != 0": "weight_decay != 0 or decoupled_weight_decay"},
-         "the flag alone adds"),
+        ("a decay of 0 costs", {"weight_decay != 0": "weight_decay != 0 or decoupled_weight_decay"}, "the flag alone"),
         ("always float32", {"itemsize * passes": "4 * passes"}, "a float64 has 8 bytes"),
     ],
     "clip_in_lists": [
@@ -123,8 +122,7 @@ WRONG = {
     ],
     "cut": [
         ("copies", {"tensor.view(-1)": "tensor.clone().view(-1)"}, "views, not copies"),
-        ("whole tensors only", {"[tensor] if whole else tensor.view(-1).split(room)": "[tensor]"},
-         "the next piece does not fit"),
+        ("whole tensors only", {"[tensor] if whole else tensor.view(-1).split(room)": "[tensor]"}, "the next piece"),
         ("one piece in each bucket", {"bucket for bucket, in buckets(room, pieces)": "[piece] for piece in pieces"},
          "while there is room"),
         ("every other element", {"tensor.view(-1).split(room)": "[tensor.view(-1)[::2], tensor.view(-1)[1::2]]"},
@@ -152,7 +150,7 @@ WRONG = {
         ("unscales itself, also when called off",
          {"torch._fused_adam_(": "torch._foreach_div_(grads, scale)\n    torch._fused_adam_(",
           "grad_scale=scale, ": ""}, "nothing in a step called off"),
-        ("asks by bool", {"finite.logical_not().float()": "torch.tensor(float(not finite))"}, "asked a tensor for its"),
+        ("asks by bool", {"finite.logical_not().float()": "torch.tensor(float(not finite))"}, "asked a tensor for"),
         ("asks by item", {"finite.logical_not().float()": "torch.tensor(1.0 - finite.item())"},
          "asked a tensor for its"),
     ],
@@ -185,8 +183,7 @@ WRONG = {
          {"index][name])": "index][name])\n                optimizer.state[param][name] = tensor.clone()"},
          "the same tensors"),
         ("the checkpoint changed", {"index][name])": "index][name].neg_().neg())"}, "belongs to the caller"),
-        ("without the maximum", {"tensor.copy_(": "name == 'max_exp_avg_sq' or tensor.copy_("},
-         "not only the three of plain Adam"),
+        ("without the maximum", {"tensor.copy_(": "name == 'max_exp_avg_sq' or tensor.copy_("}, "not only the three"),
     ],
     "lr_slope": [
         ("no decay", {" + weight_decay * param": ""}, "α multiplies the decay, too"),
@@ -211,11 +208,9 @@ WRONG = {
         ("eps times the weight", {"(w.float() - neighbour.float())": "(w.float() * 2**-7)"}, "the gap belongs"),
     ],
     "resume_with": [
-        ("plain load", lambda optimizer, saved: optimizer.load_state_dict(copy.deepcopy(saved)),
-         "`fused` is to survive"),
+        ("plain load", lambda optimizer, saved: optimizer.load_state_dict(copy.deepcopy(saved)), "`fused` is to"),
         ("flags put back afterwards", flags_put_back_afterwards, "change them before"),
-        ("the first group only", {"zip(optimizer.param_groups,": "zip(optimizer.param_groups[:1],"},
-         "has its own flags"),
+        ("the first group only", {"zip(optimizer.param_groups,": "zip(optimizer.param_groups[:1],"}, "has its own"),
         ("keeps its ε, too", {'"capturable")': '"capturable", "eps")'}, "all but the three flags"),
     ],
     "as_keras": [
@@ -230,8 +225,7 @@ WRONG = {
          "the chance is"),
         ("one draw for all", {"exact.shape": "(1,)"}, "the chance is the distance"),
         ("rounds once more", {"(noisy & -65536)": "noisy"}, "nothing random about them"),
-        ("another generator", {"generator=generator": "generator=torch.Generator().manual_seed(0)"},
-         "once for each weight"),
+        ("another generator", {"generator=generator": "generator=torch.Generator().manual_seed(0)"}, "once for each"),
     ],
     "epsilon_hat": [
         ("without the root", {"math.sqrt(1 - beta2**t)": "(1 - beta2**t)"}, "it is √v, not v"),
@@ -265,8 +259,7 @@ WRONG = {
         ("one spike, then zeros", {"[0.1] * 50": "[0.0] * 50"}, "zeros teach nothing"),
     ],
     "shares_in_the_end": [
-        ("forgets with its own rate", {"kept * lr": "(1 - lr * weight_decay) ** len(shares) * lr"},
-         "all LATER steps left"),
+        ("forgets with its own rate", {"kept * lr": "(1 - lr * weight_decay) ** len(shares) * lr"}, "all LATER steps"),
         ("without the start", {"[kept, *": "[*"}, "θ₀ has a share, too"),
         ("newest first", {"*reversed(shares)": "*shares"}, "equal rates"),
     ],
