@@ -1,9 +1,5 @@
 """The data of the series: the same on every call, and what its docstrings say."""
 
-import shutil
-import subprocess
-import sys
-
 import torch
 
 from course import data
@@ -17,15 +13,6 @@ def test_the_digits_are_uci_s_test_set_split_by_position():
     # the counts of the classes as UCI's page of data set 80 gives them
     assert torch.bincount(torch.cat([y, y_test])).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert all(torch.equal(a, b) for a, b in zip(data.digits(), (x, y, x_test, y_test), strict=True))
-
-
-def test_the_digits_are_read_from_a_zip_too(tmp_path):
-    """A package may be imported from one."""
-    notebooks = data.__file__.rpartition("course")[0]
-    archive = shutil.make_archive(str(tmp_path / "course"), "zip", notebooks, "course")
-    code = f"import sys; sys.path.insert(0, {archive!r}); from course import data; print(len(data.digits()[0]))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert done.stdout == "1437\n", done.stderr
 
 
 def test_articles_follow_zipf_and_bring_rare_words_in_bursts():
