@@ -99,10 +99,7 @@ WRONG = {
         ("state for a tensor without a gradient",
          {" if p.grad is not None": "",
           "t += 1": "if p.grad is None:\n                    continue\n                t += 1"}, "lazy state"),
-        ("names of its own in the state",
-         {"AVERAGES[:2]": "'mv'",
-          "state.values()": "(state.setdefault(x, torch.zeros_like(p)) for x in ('step', 'm', 'v'))"},
-         "torch's checkpoints use them"),
+        ("names of its own in the state", {"AVERAGES[:2]": "'mv'"}, "torch's checkpoints use them"),
         ("without no_grad", {"@torch.no_grad()": ""}, "raised RuntimeError"),
     ],
     "bytes_per_weight": [
