@@ -202,7 +202,7 @@ WRONG = {
     "smallest_step": [
         ("the whole gap", {" / 2": ""}, "half way"),
         ("the gap on the other side", {"torch.zeros_like(w)": "w * torch.inf"}, "a power of two"),
-        ("eps times the weight", {"(w.float() - neighbour.float())": "(w.float() * 2**-7)"}, "the gap between neighbours"),
+        ("eps times the weight", {"(w.float() - neighbour.float())": "(w.float() * 2**-7)"}, "the gap between"),
     ],
     "resume_with": [
         ("plain load", lambda optimizer, saved: optimizer.load_state_dict(copy.deepcopy(saved)), "`fused` is to"),
