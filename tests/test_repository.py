@@ -24,35 +24,37 @@ MODULES = sorted((ROOT / "adamlib").rglob("*.py"))
 COURSE = sorted((ROOT / "notebooks" / "course").rglob("*.py"))
 
 
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
 # ---------------------------------------------------------------------------------------------------- versions
 
 
 def pins():
     """The requirements under "- pip:" in environment.yml."""
-    text = (ROOT / "environment.yml").read_text(encoding="utf-8").partition("- pip:")[2]
+    text = text_of("environment.yml").partition("- pip:")[2]
     return [Requirement(line) for line in re.findall(r"^ *- (.*?) *(?:#.*)?$", text, re.MULTILINE)]
 
 
 def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return tomllib.loads(text_of("pyproject.toml"))["project"]
 
 
 def test_every_pin_is_exact_and_has_its_reason():
-    for line in (ROOT / "environment.yml").read_text(encoding="utf-8").partition("- pip:")[2].splitlines():
+    for line in text_of("environment.yml").partition("- pip:")[2].splitlines():
         if line.strip():
             assert re.fullmatch(r' +- [\w.-]+==[\w.]+(; [\w "<>=.]+)?  # \S.*', line), line
 
 
-def test_make_installs_exactly_these_pins(tmp_path):
-    recipe = re.search(r"^\t@(sed .*) environment\.yml >", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE).group(1)
+def test_make_installs_exactly_these_pins():
+    recipe = re.search(r"^\t@(sed .*) environment\.yml >", text_of("Makefile"), re.MULTILINE).group(1)
     command = recipe.replace("$$", "$") + " environment.yml"
-    listed = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
     assert [str(Requirement(line)) for line in listed.splitlines()] == [str(pin) for pin in pins()]
 
 
-@pytest.mark.skipif(
-    pathlib.Path(sys.prefix) != ROOT / ".venv", reason="another environment than the one `make` installs"
-)
+@pytest.mark.skipif(pathlib.Path(sys.prefix) != ROOT / ".venv", reason="not the environment that `make` installs")
 def test_the_pins_are_what_is_installed():
     for pin in pins():
         if pin.marker is None or pin.marker.evaluate():
@@ -64,23 +66,19 @@ def test_pyproject_asks_for_what_is_pinned():
     pinned = {pin.name: next(iter(pin.specifier)).version for pin in pins()}
     asked = project()["dependencies"] + [one for extra in project()["optional-dependencies"].values() for one in extra]
     asked = [one for one in map(Requirement, asked) if one.name != project()["name"]]
+    assert project()["name"] != "adamlib", "that name is somebody else's on PyPI"
     assert {one.name for one in asked} == set(pinned), "pyproject.toml and environment.yml name other packages"
     for one in asked:
         assert one.specifier.contains(pinned[one.name]), f"{one} does not allow the pinned {pinned[one.name]}"
 
 
-def test_the_distribution_is_not_called_adamlib():
-    assert project()["name"] != "adamlib", "that name is somebody else's on PyPI"
-
-
 def test_ci_runs_make_test_and_the_oldest_supported_versions():
-    steps = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
-    oldest_torch = Requirement(project()["dependencies"][0]).specifier
-    oldest_python = project()["requires-python"]
+    steps = text_of(".github/workflows/ci.yml")
+    python = project()["requires-python"].removeprefix(">=")
+    torch = str(Requirement(project()["dependencies"][0]).specifier).removeprefix(">=")
     assert re.search(r"run: make test$", steps, re.MULTILINE)
-    oldest = f'python: "{oldest_python.removeprefix(">=")}"\n            packages: "torch=={str(oldest_torch).removeprefix(">=")}.*'
-    assert oldest in steps
-    assert (ROOT / ".ci/run").read_text(encoding="utf-8").rstrip().endswith("\nmake test")
+    assert f'python: "{python}"\n            packages: "torch=={torch}.*' in steps
+    assert text_of(".ci/run").rstrip().endswith("\nmake test")
 
 
 def test_the_wheel_holds_adamlib_alone(tmp_path):
@@ -93,7 +91,7 @@ def test_the_wheel_holds_adamlib_alone(tmp_path):
     assert packed == {path.relative_to(ROOT).as_posix() for path in MODULES}
 
 
-# ------------------------------------------------------------------------------------------------------ floors
+# ----------------------------------------------------------------------------------------- who imports whom
 
 FLOORS = {"variants": 0, "theory": 0, "functional": 1, "optimizer": 2, "": 3}
 # Private names of torch for which there is no public one, and why they are needed.
@@ -103,6 +101,7 @@ NEEDED = {
     "torch.utils._pytree.tree_map": "the same call with other tensors in them",
     "torch._neg_view": "a captured call may have been given a view that is negated when it is read",
 }
+ALLOWED = re.compile(r"torch\._foreach_\w+|torch\._fused_adamw?_|torch\.__version__(\.\w+)*")
 
 
 def name_of(path):
@@ -112,6 +111,10 @@ def name_of(path):
 
 def floor(module):
     return FLOORS[module.split(".")[1] if "." in module else ""]
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports(tree, module="", is_package=False, at_import=False):
@@ -129,35 +132,33 @@ def imports(tree, module="", is_package=False, at_import=False):
             yield from (f"{base}{node.module or ''}.{alias.name}".replace("..", ".") for alias in node.names)
 
 
+def own_imports(path, **options):
+    names = {name_of(other) for other in MODULES}
+    for full in imports(parse(path), name_of(path), path.name == "__init__.py", **options):
+        if full.split(".")[0] == "adamlib":
+            yield full if full in names else full.rpartition(".")[0]
+
+
+def dotted(node):
+    """"torch.a.b" of an attribute of an attribute of a name."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) and parts else ""
+
+
 def private_names(tree):
     """Private names of torch that a module imports or reaches by a dotted path, less those that are allowed."""
-    found = set(imports(tree))
-    for node in ast.walk(tree):
-        parts = []
-        while isinstance(node, ast.Attribute):
-            parts.append(node.attr)
-            node = node.value
-        if isinstance(node, ast.Name) and node.id == "torch" and parts:
-            found.add(".".join(["torch", *reversed(parts)]))
-    found = {name for name in found if not any(other.startswith(name + ".") for other in found)}
-    allowed = re.compile(r"torch\._foreach_\w+|torch\._fused_adamw?_|torch\.__version__(\.\w+)*")
+    found = set(imports(tree)) | {dotted(node) for node in ast.walk(tree)}
+    found = {name for name in found if name.startswith("torch")}
     for name in found:
         private = any(part.startswith("_") for part in name.split(".")) or (
             name.startswith("torch.optim.optimizer.") and name != "torch.optim.optimizer.Optimizer"
         )
-        if name.startswith("torch") and private and not allowed.fullmatch(name) and name not in NEEDED:
+        is_start = any(other.startswith(name + ".") for other in found)
+        if private and not is_start and not ALLOWED.fullmatch(name) and name not in NEEDED:
             yield name
-
-
-def parse(path):
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def own_imports(path, **kw):
-    names = {name_of(other) for other in MODULES}
-    for full in imports(parse(path), name_of(path), path.name == "__init__.py", **kw):
-        if full.split(".")[0] == "adamlib":
-            yield full if full in names else full.rpartition(".")[0]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -165,9 +166,9 @@ def test_nothing_looks_up(path):
     module = name_of(path)
     for other in own_imports(path):
         same_room = other.split(".")[:2] == module.split(".")[:2]
-        assert floor(other) < floor(module) or same_room or floor(module) == 1 and floor(other) == floor(module), (
-            f"{module} imports {other}, which is not on a lower floor"
-        )
+        beside = floor(module) == floor(other) == 1
+        assert floor(other) < floor(module) or same_room or beside, f"{module} imports {other}, not on a lower floor"
+    assert not [name for name in imports(parse(path)) if name.split(".")[0] == "course"]
 
 
 def test_there_is_no_circle():
@@ -177,9 +178,11 @@ def test_there_is_no_circle():
     tuple(TopologicalSorter({m: {d for d in deps if d not in packages} for m, deps in graph.items()}).static_order())
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_adamlib_knows_nothing_of_the_course(path):
-    assert not [name for name in imports(parse(path)) if name.split(".")[0] == "course"]
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name in ("theory", "variants")], ids=name_of)
+def test_the_ground_floor_stands_on_torch_and_numpy(path):
+    allowed = {"numpy", "adamlib"} if path.parent.name == "theory" else {"torch", "triton", "adamlib"}
+    roots = {name.split(".")[0] for name in imports(parse(path), name_of(path), path.name == "__init__.py")}
+    assert roots - set(sys.stdlib_module_names) <= allowed
 
 
 @pytest.mark.parametrize("path", MODULES + COURSE, ids=name_of)
@@ -192,39 +195,26 @@ def test_no_exception_is_kept_that_nobody_needs():
     assert all(name.rpartition(".")[2] in text for name in NEEDED)
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name in ("theory", "variants")], ids=name_of)
-def test_the_ground_floor_stands_on_torch_and_numpy(path):
-    allowed = {"numpy", "adamlib"} if path.parent.name == "theory" else {"torch", "triton", "adamlib"}
-    roots = {name.split(".")[0] for name in imports(parse(path), name_of(path), path.name == "__init__.py")}
-    assert roots - set(sys.stdlib_module_names) <= allowed
+PRIVATE = {
+    "from torch.optim.optimizer import _use_grad": "torch.optim.optimizer._use_grad",
+    "from torch.optim.optimizer import ParamsT": "torch.optim.optimizer.ParamsT",
+    "from torch.utils._foreach_utils import _group": "torch.utils._foreach_utils._group",
+    "import torch\ntorch._dynamo.reset()": "torch._dynamo.reset",
+    "import torch\ntorch.testing._internal.x": "torch.testing._internal.x",
+    "import torch._inductor": "torch._inductor",
+    "import torch\ntorch._fused_sgd_([])": "torch._fused_sgd_",
+}
 
 
-@pytest.mark.parametrize(
-    "code, found",
-    [
-        ("from torch.optim.optimizer import _use_grad_for_differentiable", "torch.optim.optimizer._use_grad_for_differentiable"),
-        ("from torch.optim.optimizer import ParamsT", "torch.optim.optimizer.ParamsT"),
-        ("from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype", "torch.utils._foreach_utils._group_tensors_by_device_and_dtype"),
-        ("import torch\ntorch._dynamo.reset()", "torch._dynamo.reset"),
-        ("import torch\ntorch.testing._internal.x", "torch.testing._internal.x"),
-        ("import torch._inductor", "torch._inductor"),
-        ("import torch\ntorch._fused_sgd_([])", "torch._fused_sgd_"),
-    ],
-)  # fmt: skip
-def test_private_names_are_found(code, found):
-    assert found in set(private_names(ast.parse(code)))
-
-
-def test_allowed_names_pass():
-    code = "import torch\nfrom torch.optim.optimizer import Optimizer\ntorch._foreach_add_([], 1)\ntorch._fused_adamw_([])"
-    assert not set(private_names(ast.parse(code)))
+@pytest.mark.parametrize("code", PRIVATE)
+def test_private_names_are_found(code):
+    assert PRIVATE[code] in set(private_names(ast.parse(code)))
 
 
 def test_relative_imports_are_resolved():
     tree = ast.parse("from .steps import advance\nfrom ..optimizer import Adam\nfrom . import x")
-    assert set(imports(tree, "adamlib.variants.fused")) == {
-        "adamlib.variants.steps.advance", "adamlib.optimizer.Adam", "adamlib.variants.x",
-    }  # fmt: skip
+    found = {"adamlib.variants.steps.advance", "adamlib.optimizer.Adam", "adamlib.variants.x"}
+    assert set(imports(tree, "adamlib.variants.fused")) == found
 
 
 def test_adamlib_needs_torch_alone():
@@ -237,14 +227,15 @@ def test_adamlib_needs_torch_alone():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-# ---------------------------------------------------------------------------------------------------- documents
+# ------------------------------------------------------------------------------------------------------- texts
 
 
 @pytest.mark.parametrize("name", ["README.md", "LICENSE", "notebooks/README.md", "notebooks/course/DIGITS.md"])
 def test_links_between_files_resolve(name):
-    links = re.findall(r"\]\(([^)\s#:]+)\)|`(notebooks/[\w./]+|tests/[\w./]+)`", (ROOT / name).read_text(encoding="utf-8"))
-    for target in (one or two for one, two in links):
-        assert (ROOT / name).parent.joinpath(target).exists(), f"{name} points to {target}, which is not there"
+    links = re.findall(r"\]\(([^)\s#:]+)\)|`((?:notebooks|tests)/[\w./]+)`", text_of(name))
+    for link, path in links:
+        target = (ROOT / name).parent / link if link else ROOT / path
+        assert target.exists(), f"{name} points to {target}, which is not there"
 
 
 def test_the_picture_of_the_readme_is_the_first_figure_of_chapter_02():
@@ -252,4 +243,4 @@ def test_the_picture_of_the_readme_is_the_first_figure_of_chapter_02():
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     stored = next(output.data["image/png"] for output in outputs if "image/png" in output.get("data", {}))
     assert (ROOT / "notebooks/picture.png").read_bytes() == base64.b64decode(stored), "store the figure again"
-    assert re.search(r"!\[[^\]]{20,}\]\(notebooks/picture\.png\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert re.search(r"!\[[^\]]{20,}\]\(notebooks/picture\.png\)", text_of("README.md"))

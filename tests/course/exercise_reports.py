@@ -1,4 +1,36 @@
-"""What the tests of the exercises ask of a check's report."""
+"""The checks of all exercises, and what the tests ask of their reports."""
+
+import functools
+import importlib
+import pkgutil
+
+from solutions import solutions
+
+from course import exercises
+
+NAMES = [found.name for found in pkgutil.iter_modules(exercises.__path__)]
+MODULES = [importlib.import_module(f"{exercises.__name__}.{name}") for name in NAMES]
+CHECKS = {
+    name: check
+    for module in MODULES
+    for name, check in vars(module).items()
+    if hasattr(check, "__wrapped__") and not name.startswith("_") and check.__module__ == module.__name__
+}
+
+
+SOLUTIONS = {solution.check: solution for solution in solutions()}
+
+
+@functools.cache
+def names_above(check):
+    return SOLUTIONS[check].names()
+
+
+def reply_to(check, answer):
+    """What the check says to an answer: an object, or a dict of texts to exchange in the notebook's solution."""
+    if isinstance(answer, dict):
+        return SOLUTIONS[check].report(names_above(check), SOLUTIONS[check].exchanged(answer))
+    return CHECKS[check](answer)
 
 
 def caught(report):

@@ -5,11 +5,14 @@ import torch
 from course import data
 
 
-def test_the_digits_are_split_by_position():
-    x_train, y_train, x_test, y_test = data.digits()
-    assert x_train.shape == (1437, 64) and x_test.shape == (360, 64) and x_train.dtype == torch.float32
-    assert 0 <= x_train.min() and x_train.max() == 1 and set(y_train.tolist()) == set(y_test.tolist()) == set(range(10))
-    assert all(torch.equal(a, b) for a, b in zip(data.digits(), (x_train, y_train, x_test, y_test), strict=True))
+def test_the_digits_are_uci_s_test_set_split_by_position():
+    x, y, x_test, y_test = data.digits()
+    assert (x.shape, y.shape, x_test.shape, y_test.shape) == ((1437, 64), (1437,), (360, 64), (360,))
+    assert x.dtype == x_test.dtype == torch.float32 and y.dtype == y_test.dtype == torch.int64
+    assert (x.min(), x.max()) == (0, 1)
+    # the counts of the classes as UCI's page of data set 80 gives them
+    assert torch.bincount(torch.cat([y, y_test])).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert all(torch.equal(a, b) for a, b in zip(data.digits(), (x, y, x_test, y_test), strict=True))
 
 
 def test_articles_follow_zipf_and_bring_rare_words_in_bursts():

@@ -7,24 +7,16 @@ import adamlib
 from adamlib.variants.foreach import adam_foreach
 from course.referee import same_as_torch, same_bits, same_in_lists
 
-
-def test_bits_are_more_than_numbers():
-    zero = torch.zeros(3)
-    assert same_bits(zero, torch.zeros(3)) and not same_bits(zero, -zero)
-    assert same_bits(torch.full((2,), torch.nan), torch.full((2,), torch.nan))
-    assert same_bits(torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.complex64))
-    assert not same_bits(torch.ones(2), torch.ones(2).nextafter(torch.zeros(2)))
+OPTIONS = pytest.mark.parametrize(
+    "options", [{}, dict(amsgrad=True, weight_decay=0.1, maximize=True)], ids=["plain", "options"]
+)
+PLAIN = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
+             amsgrad=False, maximize=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
-@pytest.mark.parametrize("options", [{}, dict(amsgrad=True, weight_decay=0.1, maximize=True)], ids=["plain", "options"])
-def test_adamlib_passes(dtype, options):
-    assert same_as_torch(adamlib.Adam, dtype=dtype, **options)
-
-
-class NoEpsilon(torch.optim.Adam):
-    def __init__(self, params, **options):
-        super().__init__(params, foreach=False, **options | {"eps": 0.0})
+def torch_with(**changed):
+    """torch's for-loop with other options than it is given."""
+    return lambda params, **options: torch.optim.Adam(params, foreach=False, **options | changed)
 
 
 class OtherRoundings(torch.optim.Adam):
@@ -37,32 +29,34 @@ class OtherRoundings(torch.optim.Adam):
             p.mul_(3).div_(3)
 
 
-@pytest.mark.parametrize("wrong", [NoEpsilon, OtherRoundings])
-def test_what_is_only_near_does_not_pass(wrong):
-    assert not same_as_torch(wrong)
+WRONG = {"no ε": torch_with(eps=0.0), "uphill": torch_with(maximize=True), "other roundings": OtherRoundings}
 
 
-def test_near_is_what_atol_asks_for():
-    assert same_as_torch(OtherRoundings, atol=1e-5)
-    assert not same_as_torch(NoEpsilon, atol=1e-5)
+def test_bits_are_more_than_numbers():
+    zero = torch.zeros(3)
+    assert same_bits(zero, torch.zeros(3)) and not same_bits(zero, -zero)
+    assert same_bits(torch.full((2,), torch.nan), torch.full((2,), torch.nan))
+    assert same_bits(torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.complex64))
+    assert not same_bits(torch.ones(2), torch.ones(2).nextafter(torch.zeros(2)))
 
 
-def test_another_option_is_seen():
-    class Uphill(torch.optim.Adam):
-        def __init__(self, params, **options):
-            super().__init__(params, maximize=True, **options)
-
-    assert not same_as_torch(Uphill)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+@OPTIONS
+def test_adamlib_passes(dtype, options):
+    assert same_as_torch(adamlib.Adam, dtype=dtype, **options)
 
 
-PLAIN = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
-             amsgrad=False, maximize=False)
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_only_near_does_not_pass_unless_atol_asks_for_it(what):
+    assert not same_as_torch(WRONG[what])
+    assert same_as_torch(WRONG[what], atol=1e-5) is (what == "other roundings")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, dict(amsgrad=True, weight_decay=0.1, maximize=True)], ids=["plain", "options"])
+@OPTIONS
 def test_steps_in_lists(dtype, options):
     """adamlib's foreach has torch's bits; with one number changed, in the weights or in the state alone, it has not."""
+
     def step(*lists, change=(), **given):
         adam_foreach(*lists, **PLAIN | given | dict(change))
 
@@ -71,8 +65,9 @@ def test_steps_in_lists(dtype, options):
         assert not same_in_lists(lambda *lists, **given: step(*lists, change=change, **given), dtype, **options)
 
 
-def test_lists_with_a_count_for_all_do_not_pass():
+def test_lists_with_one_count_for_all_do_not_pass():
     """The second tensor misses steps, so its count is its own."""
+
     def step(*lists, **given):
         *tensors, ts = lists
         adam_foreach(*tensors, [max(ts)] * len(ts), **PLAIN | given)

@@ -33,10 +33,11 @@ def test_all_chapters_begin_with_the_same_setup_cell():
 
 def set_up(folder, *before):
     """What the setup cell says in `folder`, after the code `before`."""
-    code = "\n".join([*before, "exec(open(" + repr(str(SETUP)) + ", encoding='utf-8').read())", "print(course.__file__)"])
+    setup = f"exec(open({str(SETUP)!r}, encoding='utf-8').read())"
+    code = "\n".join([*before, setup, "print(course.__file__)"])
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-S", "-c", code]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
 
 
 @pytest.mark.parametrize("folder", [".", "notebooks", "notebooks/tools"])
@@ -60,6 +61,7 @@ def test_links_may_point_ahead_but_not_into_a_gap(tmp_path):
     assert problems(tmp_path / "notebooks/00_x.ipynb") == ["cell 1: the link to 04_foreach.ipynb leads nowhere"]
 
 
+RAISED = new_output("error", ename="ValueError", evalue="", traceback=[])
 BAD_CELLS = {
     "not executed": code(count=None),
     "an empty code cell": code("  \n"),
@@ -68,7 +70,7 @@ BAD_CELLS = {
     "wrote to stderr": code(outputs=[printed("UserWarning: careful", "stderr")]),
     "a path of this machine": code(outputs=[printed("saved to /home/ada/adam.png")]),
     "a path of this machine in": code(outputs=[new_output("execute_result", data={"text/html": "<b>/root/x</b>"})]),
-    "raised ValueError": code(outputs=[new_output("error", ename="ValueError", evalue="", traceback=[])]),
+    "raised ValueError": code(outputs=[RAISED]),
     "image/png without alt": code(outputs=[picture("")], metadata=FOLDED),
     "image/gif without alt": code(outputs=[picture(" ", "image/gif")], metadata=FOLDED),
     "a cell that draws must be folded": code(outputs=[picture("two curves")]),
@@ -86,9 +88,7 @@ GOOD_CELLS = {
     "figure": code(outputs=[picture("two curves")], metadata=FOLDED),
     "an open figure": code(outputs=[picture("two curves")], metadata={"tags": ["show-source"]}),
     "solution": code("#@title Solution\nx = 1", SOLUTION),
-    "expected error": code(
-        metadata={"tags": ["raises-exception"]}, outputs=[new_output("error", ename="ValueError", traceback=[])]
-    ),
+    "expected error": code(metadata={"tags": ["raises-exception"]}, outputs=[RAISED]),
 }
 
 
@@ -127,26 +127,41 @@ def test_a_whole_chapter_passes(tmp_path):
     assert problems_of_chapter(tmp_path, chapter()) == []
 
 
-@pytest.mark.parametrize(
-    "drop, complaint",
-    [
-        ("# 03", "no title"),
-        ("30 minutes", "how long it takes"),
-        ("30 minutes", "what to know first"),
-        ("30 minutes", "no link to chapter 02"),
-        ("Next:", "no link to chapter 04"),
-        ("## Five lines", "the summary"),
-        ("## References", "the references"),
-        ("and so on", "cells; a chapter has 40 to 70"),
-        ("### Exercise", "0 exercises with a difficulty"),
-        ("#@title Solution", "0 solutions"),
-    ],
-)
-def test_a_hole_in_a_chapter_is_found(tmp_path, drop, complaint):
-    found = problems_of_chapter(tmp_path, [cell for cell in chapter() if not cell.source.startswith(drop)])
+@pytest.mark.parametrize("start, complaint", [
+    ("# 03", "no title"),
+    ("# 03", "what the reader will be able to do"),
+    ("30 minutes", "how long it takes"),
+    ("30 minutes", "what to know first"),
+    ("30 minutes", "no link to chapter 02"),
+    ("Next:", "no link to chapter 04"),
+    ("## Five lines", "the summary"),
+    ("## References", "the references"),
+    ("and so on", "cells; a chapter has 40 to 70"),
+    ("### Exercise", "0 exercises with a difficulty"),
+    ("#@title Solution", "0 solutions"),
+])
+def test_a_chapter_without_a_part_is_found(tmp_path, start, complaint):
+    found = problems_of_chapter(tmp_path, [cell for cell in chapter() if not cell.source.startswith(start)])
     assert any(complaint in one for one in found), found
 
 
 def test_late_and_few_figures_are_found(tmp_path):
-    late = [cell for cell in chapter() if not cell.get("outputs") or "one" not in str(cell.outputs)]
-    assert any("the first within ten cells" in one for one in problems_of_chapter(tmp_path, late))
+    early, *rest = [number for number, cell in enumerate(chapter()) if cell.get("outputs")]
+    late, few = chapter(), chapter()
+    late.append(late.pop(early))
+    few[rest[0]] = text("and so on")
+    for cells in (late, few):
+        found = problems_of_chapter(tmp_path, cells)
+        assert len(found) == 1 and "at least four, the first within ten cells" in found[0], found
+
+
+def test_an_appendix_has_a_title_its_chapter_and_references(tmp_path):
+    written(tmp_path, "02_a.ipynb", [])
+    good = [text("# A · Bits\nRead it after [chapter 02](02_a.ipynb)."), text("## References")]
+    assert problems(written(tmp_path, "A_good.ipynb", good)) == []
+    found = problems(written(tmp_path, "A_bad.ipynb", [text("Bits")]))
+    assert [one.partition(":")[0] for one in found] == [
+        "the first cell is no title",
+        "no link in the first cell to the chapter that an appendix belongs to",
+        "the references are missing",
+    ]

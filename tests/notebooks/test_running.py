@@ -12,10 +12,17 @@ from cells import code, printed, written
 from nbformat.v4 import new_code_cell
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+FIGURE = """import matplotlib.pyplot as plt
+from course import figures
+fig, ax = plt.subplots()
+ax.plot([0, 1, 3])
+figures.show(fig, alt="a line", see="it rises")"""
+PRINTS = """import numpy as np, os
+print("after 12 steps:", 0.82 + 0, "of", 1797, os.environ.get("MKL_CBWR"))"""
 
 
 @pytest.fixture
-def small_repository(tmp_path):
+def repository(tmp_path):
     """A copy of what runs notebooks, with an empty notebooks folder."""
     (tmp_path / "notebooks").mkdir()
     for name in ("environment.yml", "notebooks/conftest.py", "notebooks/tools", "notebooks/course", "adamlib"):
@@ -23,72 +30,63 @@ def small_repository(tmp_path):
     return tmp_path
 
 
-def nbval(folder, **environment):
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "--rootdir=.", "notebooks"]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "ADAM_FIGURES": "", **environment}
-    )
+def run(folder, *command, **environment):
+    environment = {**os.environ, "ADAM_FIGURES": "", **environment}
+    command = [sys.executable, *command]
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", env=environment)
     return done.returncode, done.stdout + done.stderr
+
+
+def nbval(folder, **environment):
+    options = ["-q", "--nbval", "--nbval-current-env", "--rootdir=."]
+    return run(folder, "-m", "pytest", *options, "notebooks", **environment)
 
 
 def execute(folder, name):
-    command = [sys.executable, "notebooks/tools/execute.py", f"notebooks/{name}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+    return run(folder, "notebooks/tools/execute.py", f"notebooks/{name}")
 
 
-FIGURE = """import matplotlib.pyplot as plt
-from course import figures
-fig, ax = plt.subplots()
-ax.plot([0, 1, HEIGHT])
-figures.show(fig, alt="a line", see="it rises")"""
+def pin(folder, package, version):
+    """Let environment.yml ask for another version."""
+    listed = folder / "environment.yml"
+    text = listed.read_text(encoding="utf-8")
+    listed.write_text(re.sub(f"{package}==[0-9.]+", f"{package}=={version}", text), encoding="utf-8")
 
 
-def test_execute_stores_the_same_bytes_twice_and_nbval_compares_figures(small_repository):
-    cells = [new_code_cell(FIGURE.replace("HEIGHT", "3")), new_code_cell("print(6 * 7)"), new_code_cell("object")]
-    path = written(small_repository, "00_figure.ipynb", cells)
-    status, said = execute(small_repository, path.name)
+def test_execute_stores_the_same_bytes_twice_and_nbval_compares_figures(repository):
+    cells = [new_code_cell(FIGURE), new_code_cell("print(6 * 7)"), new_code_cell("object")]
+    path = written(repository, "00_figure.ipynb", cells)
+    status, said = execute(repository, path.name)
     assert status == 0, said
     first = path.read_bytes()
-    execute(small_repository, path.name)
+    execute(repository, path.name)
     assert path.read_bytes() == first
 
-    status, said = nbval(small_repository)
+    status, said = nbval(repository)
     assert status == 0 and "3 of 3 code cells compared (100.0%)" in said, said
 
     path.write_bytes(first.replace(b"[0, 1, 3]", b"[0, 1, 3.05]"))  # another curve than the stored figure's
-    status, said = nbval(small_repository, ADAM_FIGURES="pictures")
+    status, said = nbval(repository, ADAM_FIGURES="pictures")
     assert status == 1 and "1 failed, 2 passed" in said and "figures compared as pictures" in said, said
-    status, said = nbval(small_repository, ADAM_FIGURES="text")
+    status, said = nbval(repository, ADAM_FIGURES="text")
     assert status == 0 and "figures compared by their description: ADAM_FIGURES=text was asked for" in said, said
 
 
-PRINTS = """import numpy as np, os
-print("after 12 steps:", 0.82 + NUDGE, "of", 1797, os.environ.get("MKL_CBWR"))"""
-
-
-def test_a_kernel_sees_no_variable_that_chooses_a_code_path_but_the_one_asked_for(small_repository, monkeypatch):
+def test_a_kernel_sees_no_variable_that_chooses_a_code_path_but_the_one_asked_for(repository, monkeypatch):
     monkeypatch.setenv("MKL_CBWR", "AVX2")
-    path = written(small_repository, "00_prints.ipynb", [new_code_cell(PRINTS.replace("NUDGE", "0"))])
-    execute(small_repository, path.name)
+    path = written(repository, "00_prints.ipynb", [new_code_cell(PRINTS)])
+    execute(repository, path.name)
     assert "of 1797 None" in path.read_text(encoding="utf-8")
-    assert nbval(small_repository)[0] == 0
-    status, said = nbval(small_repository, ADAM_PATH="mkl-compatible")
+    assert nbval(repository)[0] == 0
+    status, said = nbval(repository, ADAM_PATH="mkl-compatible")
     assert status == 1 and "of 1797 COMPATIBLE" in said and "code path: mkl-compatible" in said, said
 
 
-def test_an_unknown_code_path_is_refused_by_name(small_repository):
-    written(small_repository, "00_short.ipynb", [code("1 + 1", outputs=[])])
-    status, said = nbval(small_repository, ADAM_PATH="mkl-sse")
-    assert status != 0 and "ADAM_PATH=mkl-sse is no code path: say one of as-it-is, mkl-compatible" in said
-
-
-def test_numbers_may_be_off_by_one_and_each_wrong_output_is_named(small_repository):
+def test_numbers_may_be_off_by_one_and_each_wrong_output_is_named(repository):
     """Cells that print +0, +0.01 and +0.02 beside a stored +0, one with a broken picture, one with a missing output."""
-    cells = [new_code_cell(PRINTS.replace("NUDGE", "0")) for _ in range(3)]
-    cells += [new_code_cell(FIGURE.replace("HEIGHT", "3")), new_code_cell("print(1)")]
-    path = written(small_repository, "00_outputs.ipynb", cells)
-    assert execute(small_repository, path.name)[0] == 0
+    cells = [new_code_cell(PRINTS) for _ in range(3)] + [new_code_cell(FIGURE), new_code_cell("print(1)")]
+    path = written(repository, "00_outputs.ipynb", cells)
+    assert execute(repository, path.name)[0] == 0
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell, nudge in zip(notebook["cells"], ("0", "0.01", "0.02")):
         cell["source"] = [line.replace("+ 0", f"+ {nudge}") for line in cell["source"]]
@@ -97,50 +95,44 @@ def test_numbers_may_be_off_by_one_and_each_wrong_output_is_named(small_reposito
             output["data"]["image/png"] = "bm8gcGljdHVyZQ=="
     notebook["cells"][4]["outputs"] = []
     path.write_text(json.dumps(notebook), encoding="utf-8")
-    status, said = nbval(small_repository)
+    status, said = nbval(repository)
     failed = re.findall(r"^FAILED \S+::Cell (\d)", said, re.MULTILINE)
     assert status == 1 and failed == ["2", "3", "4"], said
     assert "00_outputs.ipynb::Cell 3: the figure cannot be decoded; run notebooks/tools/execute.py" in said
     assert "Unexpected output fields from running code" in said
 
 
-def test_other_versions_compare_figures_by_their_description(small_repository):
-    listed = (small_repository / "environment.yml").read_text(encoding="utf-8")
-    (small_repository / "environment.yml").write_text(re.sub("matplotlib==[0-9.]+", "matplotlib==1.5.0", listed), encoding="utf-8")
-    written(small_repository, "00_short.ipynb", [code("1 + 1", outputs=[])])
-    _, said = nbval(small_repository)
+def test_other_versions_compare_less_and_say_so(repository):
+    """Two cells whose stored output is wrong; the one with the tag fails with the pinned torch alone."""
+    cells = [code("print(2)", outputs=[printed("1\n")], metadata={"tags": tags}) for tags in (["this-torch"], [])]
+    written(repository, "00_short.ipynb", cells)
+    _, said = nbval(repository)
+    assert "2 failed" in said and "not compared" not in said, said
+    pin(repository, "torch", "1.0.0")
+    pin(repository, "matplotlib", "1.5.0")
+    _, said = nbval(repository)
+    assert "1 failed, 1 passed" in said, said
+    assert "outputs of this torch not compared: 1 (tag this-torch; torch is" in said, said
     assert "figures compared by their description: matplotlib is" in said, said
 
 
-def test_with_another_torch_its_own_outputs_are_run_but_not_compared(small_repository):
-    """Two cells whose stored output is wrong, one of them with the tag: it fails only with the pinned torch."""
-    cells = [code("print(2)", outputs=[printed("1\n")], metadata={"tags": tags}) for tags in (["this-torch"], [])]
-    written(small_repository, "00_short.ipynb", cells)
-    _, said = nbval(small_repository)
-    assert "2 failed" in said and "not compared" not in said, said
-
-    listed = small_repository / "environment.yml"
-    listed.write_text(re.sub("torch==[0-9.]+", "torch==1.0.0", listed.read_text(encoding="utf-8")), encoding="utf-8")
-    _, said = nbval(small_repository)
-    assert "1 failed, 1 passed" in said and "outputs of this torch not compared: 1 (tag this-torch; torch is" in said, said
-
-
-def test_unexecuted_notebooks_are_refused(small_repository):
-    written(small_repository, "00_stripped.ipynb", [code("1 / 0", count=None)])
-    status, said = nbval(small_repository)
+def test_unexecuted_notebooks_and_unknown_code_paths_are_refused_by_name(repository):
+    written(repository, "00_stripped.ipynb", [code("1 / 0", count=None)])
+    status, said = nbval(repository)
     assert status != 0 and "never executed" in said and "00_stripped.ipynb::Cell 0" in said, said
+    status, said = nbval(repository, ADAM_PATH="mkl-sse")
+    assert status != 0 and "ADAM_PATH=mkl-sse is no code path: say one of as-it-is, mkl-compatible" in said
 
 
-def test_execute_leaves_a_notebook_that_raises_as_it_was(small_repository):
-    path = written(small_repository, "00_raises.ipynb", [new_code_cell("1 + 1"), new_code_cell("1 / 0")])
+def test_execute_leaves_a_notebook_that_raises_as_it_was(repository):
+    path = written(repository, "00_raises.ipynb", [new_code_cell("1 + 1"), new_code_cell("1 / 0")])
     before = path.read_bytes()
-    status, said = execute(small_repository, path.name)
+    status, said = execute(repository, path.name)
     assert status != 0 and "ZeroDivisionError" in said
     assert path.read_bytes() == before and not list(path.parent.glob("*.tmp"))
 
 
-def test_execute_says_what_is_wrong_with_its_arguments(small_repository):
-    (small_repository / "notebooks" / "text.md").write_text("text", encoding="utf-8")
-    for name in ("missing.ipynb", "text.md"):
-        status, said = execute(small_repository, name)
-        assert status != 0 and f"{name} is not a notebook: give the path of one" in said
+@pytest.mark.parametrize("name", ["missing.ipynb", "conftest.py"])
+def test_execute_says_what_is_wrong_with_its_arguments(repository, name):
+    status, said = execute(repository, name)
+    assert status != 0 and f"{name} is not a notebook: give the path of one" in said

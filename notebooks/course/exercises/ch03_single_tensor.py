@@ -116,10 +116,19 @@ def adamw(reader):
     _run((resumed, yours[1]), want, 5, "5 steps of a new optimizer that loaded the old one's state_dict",
          "self.state[param]: only what is kept there is saved and loaded")  # fmt: skip
 
+    look = "the names 'step', 'exp_avg', 'exp_avg_sq': torch's checkpoints use them"
+    names = {name for entry in resumed.state.values() for name in entry}
+    expect_that(
+        {"step", "exp_avg", "exp_avg_sq"} <= names, tried="the names in state[param]", yours=", ".join(sorted(names)),
+        expected="step, exp_avg, exp_avg_sq", look=look,
+    )  # fmt: skip
+    torchs = torch.optim.AdamW(groups, **plain, foreach=False)
+    torchs.load_state_dict(copy.deepcopy(resumed.state_dict()))
+    _run((torchs, yours[1]), want, 5, "5 steps of torch.optim.AdamW after loading your state_dict", look)
+
     resumed = reader(groups, **plain)
     resumed.load_state_dict(copy.deepcopy(want[0].state_dict()))  # loading alone would share torch's tensors
-    _run((resumed, yours[1]), want, 5, "5 steps after loading a state_dict of torch.optim.AdamW",
-         "the names 'step', 'exp_avg', 'exp_avg_sq': torch's checkpoints use them")  # fmt: skip
+    _run((resumed, yours[1]), want, 5, "5 steps after loading a state_dict of torch.optim.AdamW", look)
     return "agrees with torch.optim.AdamW: groups, missing gradients, a scheduler, checkpoints both ways"
 
 
