@@ -4,7 +4,8 @@
     ## 6.57 α, at the 12th gradient        a slide: its heading is the claim, below it at most 40 words or a formula
     {figure "A weight that wakes up"}      the figure of the one code cell whose source contains these words
     {code "def C(" 1-4}                    lines of such a cell (all without a range); {print "def C("}: what it printed
-    + by Cauchy and Schwarz                a list whose items come a click each; those of a list with - are all there
+    + line // by Cauchy and Schwarz        a list whose items come a click each, what follows // with one more click;
+                                           the items of a list with - are all there
     {vote}                                 the list that follows has the options; a click on one counts a hand
     Note: wait ten seconds                 what only the lecturer sees, to the end of the slide
 

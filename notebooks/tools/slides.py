@@ -24,10 +24,13 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
+from projector import projected
 from series import BUILD as BUILDS
 from series import MAIN_LINE, TOOLS, chapters
 
 BUILD = BUILDS / "slides"
+KEYS = '<div class="section keys">M: keys to the figure (← → space), Esc back</div>'
+ROOM = 571  # pixels below a heading of one line, at 1280 × 720
 
 
 def _mathematics(content, options):
@@ -47,14 +50,16 @@ MARKDOWN = MarkdownIt("commonmark", {"highlight": _colored}).enable("table").use
 
 
 def rendered(text, vote=False):
-    """Markdown as HTML; items of a list with + come a click each, those of a vote are buttons."""
+    """Markdown as HTML; items of a list with + come a click each, the reason after // one later; those of a vote are
+    buttons."""
     tokens = MARKDOWN.parse(text)
     for token in tokens:
         if token.type == "list_item_open":
             token.attrSet("class", "option" if vote else "fragment" if token.markup == "+" else "")
             if vote:
                 token.attrSet("tabindex", "0")
-    return MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+    page = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+    return re.sub(r'(<li class="fragment">.*?) // (.*?)(?=</li>)', r'\1 <span class="fragment reason">\2</span>', page)
 
 
 def shown(part, vote):
@@ -67,8 +72,9 @@ def shown(part, vote):
         return f'<pre class="print">{html.escape(part.content)}</pre>'
     for output in part.content.outputs:  # the figure that moves; a page of its own, so that its keys are its own
         if "text/html" in output.get("data", {}):
-            page = html.escape(f'<meta charset="utf-8"><body style="margin:0;zoom:0.86">{output.data["text/html"]}')
-            return f'<iframe class="figure" title="a figure to move" srcdoc="{page}"></iframe>'
+            page = projected(output.data["text/html"], ROOM, title=False, how="background: white")
+            page = html.escape(f'<!doctype html><meta charset="utf-8"><body>{page}')
+            return f'<iframe class="figure" title="a figure to move" srcdoc="{page}"></iframe>{KEYS}'
     (_, alt), *_ = pictures(part.content)
     png = next(o.data["image/png"] for o in part.content.outputs if "image/png" in o.get("data", {}))
     return f'<img class="figure" src="data:image/png;base64,{png.strip()}" alt="{html.escape(alt)}">'
