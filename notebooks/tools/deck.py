@@ -138,7 +138,7 @@ def _check(title, parts, vote):
     figures = [part for part in parts if part.kind == "figure"]
     if len(figures) > 1:
         raise Refused("two figures: each wants a slide of its own")
-    lines = [line for part in parts for line in _code(part)]
+    lines = [line for part in parts for line in code_lines(part)]
     if len(lines) > LINES:
         raise Refused(f"{len(lines)} lines of code or print; a slide holds {LINES}: name the lines that matter, as in 2-7")
     if figures and lines:
@@ -149,7 +149,8 @@ def _check(title, parts, vote):
         raise Refused("a vote without options: list them, a line each, after {vote}")
 
 
-def _code(part):
+def code_lines(part):
+    """The lines of code and print of a part."""
     if part.kind in ("code", "print"):
         return part.content.splitlines()
     if part.kind == "text":
@@ -167,7 +168,7 @@ def _words(text):
 def _seconds(title, parts, vote):
     text = "\n".join(part.content for part in parts if part.kind == "text")
     counts = {
-        "slide": 1, "word": _words(title) + _words(text), "line": sum(len(_code(part)) for part in parts),
+        "slide": 1, "word": _words(title) + _words(text), "line": sum(len(code_lines(part)) for part in parts),
         "figure": sum(part.kind == "figure" for part in parts), "formula": text.count("$$") // 2,
         "click": 0 if vote else len(re.findall(r"^\+ ", text, re.M)), "vote": vote,
     }  # fmt: skip

@@ -44,10 +44,11 @@ def projected(page, height, title=True, how=""):
     floor = int(((height - (PRINT * 1.25 + 12) * title) / scale - 24 - 42) / 2)
     for old, new in {
         "const FLOOR = 165,": f"const FLOOR = {floor},",  # the height of each picture, in units
+        "ticks(1, n, W / 90)": "ticks(1, n, W / 60)",  # large numbers, but not one alone
         "min(480, pictures[0].clientWidth || 480)": f"(pictures[0].clientWidth || 600) / {scale:.3f}",
     }.items():
         if page.count(old) != 1:
-            raise ValueError(f"the figure has {page.count(old)} places {old!r}: tools/projector.py changes one")
+            raise ValueError(f"the figure has {page.count(old)} places {old!r}: tools/projector.py expects one")
         page = page.replace(old, new)
     if '"page":true' not in page:  # keys are taken wherever the focus is
         page = page.replace("data-adam-windows='{", "data-adam-windows='{\"page\":true,", 1)

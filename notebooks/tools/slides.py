@@ -59,7 +59,30 @@ def rendered(text, vote=False):
             if vote:
                 token.attrSet("tabindex", "0")
     page = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
-    return re.sub(r'(<li class="fragment">.*?) // (.*?)(?=</li>)', r'\1 <span class="fragment reason">\2</span>', page)
+    page = re.sub(r'(<li class="fragment">.*?) // (.*?)(?=</li>)', r'\1 <span class="fragment reason">\2</span>', page)
+    return re.sub(r"(\\\([^<]*?\\\))([.,:;?])", r'<span class="whole">\1\2</span>', page)  # no line begins with a comma
+
+
+def enlarged(slide):
+    """How much larger than the smallest print a slide without a figure can be set, 1 to 1.35, by a rough count of lines."""
+    if any(part.kind == "figure" for part in slide.parts):
+        return 1
+    for scale in (1.35, 1.25, 1.15):
+        height, width = 55 * -(-len(slide.title) // 40) + 20, 0
+        for part in slide.parts:
+            text, code = re.sub(r"^```.*?^```", "", str(part.content), flags=re.S | re.M), deck.code_lines(part)
+            height += scale * (36.4 * len(code) + 50 * bool(code))
+            width = max([width, *(16.9 * scale * len(line) + 40 for line in code)])
+            if part.kind != "text":
+                continue
+            if "$$" in text or "\\dfrac" in text:  # the width of a formula is not known here
+                return 1
+            columns = [[len(cell) for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
+            width = max(width, scale * sum(20 * max(lengths) + 18 for lengths in zip(*columns)))
+            height += sum(scale * (49 * -(-len(line) * scale // 56) + 13) for line in text.splitlines() if line.strip())
+        if height < 560 and width < 1150:
+            return scale
+    return 1
 
 
 def shown(part, vote):
@@ -109,7 +132,7 @@ def build(out=BUILD):
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TOOLS / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    templates.globals |= dict(shown=shown, rendered=rendered, minutes=deck.minutes, spoken=deck.SPOKEN, colors=HtmlFormatter().get_style_defs())
+    templates.globals |= dict(shown=shown, rendered=rendered, minutes=deck.minutes, enlarged=enlarged, spoken=deck.SPOKEN, colors=HtmlFormatter().get_style_defs())
     for name, sections in decks.items():
         title = name.replace("_", " · ", 1).replace("_", " ")
         page = templates.get_template("deck.html").render(title=title, sections=sections)

@@ -183,7 +183,7 @@ const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 const frames = Array.from({ length: FRAMES }, () => document.body.appendChild(
   Object.assign(document.createElement("iframe"), { width: 1280, height: 720 })));
 async function open(frame, deck, page) {
-  frame.src = `${deck}.html?${page}#/${page}`;
+  frame.src = `${deck}?${page}#/${page}`;
   for (let i = 0; i < 2000; i++) {
     await wait(10);
     const view = frame.contentWindow;
@@ -236,7 +236,7 @@ async function moving(frame, box) { // the two windows: large, whole, without co
 }
 async function look(deck) {
   const report = { deck, pages: [], visited: [], remote: [], seconds: performance.now() / 1000 };
-  const view = await open(frames[0], deck, 0), { Reveal, document } = view, total = report.total = Reveal.getTotalSlides();
+  const view = await open(frames[0], `${deck}.html`, 0), { Reveal, document } = view, total = report.total = Reveal.getTotalSlides();
   const press = () => document.dispatchEvent(new view.KeyboardEvent("keydown", { keyCode: 39, bubbles: true }));
   const see = async () => {
     const page = Reveal.getIndices().h;
@@ -252,7 +252,7 @@ async function look(deck) {
   let next = 0; // each page opened directly, as after a reload: what is visible while its formulas are set is another page
   await Promise.all(frames.map(async (frame) => {
     while (next < total) {
-      const page = next++, view = await open(frame, deck, page);
+      const page = next++, view = await open(frame, `${deck}.alone.html`, page);
       if (view.Reveal.getIndices().h !== page) throw new Error(`page ${page} was asked for, ${view.Reveal.getIndices().h} came`);
       report.pages.push([page, "opened", await faults(view)]);
       report.remote.push(...view.performance.getEntriesByType("resource").map((entry) => entry.name)
@@ -275,7 +275,10 @@ main();
 def reports(tmp_path_factory):
     """A function: chapter -> what one Chromium, which turns the pages of all decks, saw of the chapter's."""
     folder, came, seen = tmp_path_factory.mktemp("slides"), queue.Queue(), {}
-    slides.build(folder)
+    for name in slides.build(folder):  # opened directly without its notes, whose formulas take most of the time
+        page = (folder / f"{name}.html").read_text(encoding="utf-8")
+        alone = re.sub('<aside class="notes">.*?</aside>', "", page, flags=re.DOTALL)
+        (folder / f"{name}.alone.html").write_text(alone, encoding="utf-8")
     (folder / "check").write_text(CHECK.replace("FRAMES", "2"), encoding="utf-8")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
