@@ -44,7 +44,7 @@ def living(alone=False):
 
 def write(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(PAGE.format(figure=projected(living(alone=True), height=720)), encoding="utf-8")
+    path.write_text(PAGE.format(figure=projected(living(alone=True), height=710)), encoding="utf-8")
 
 
 def main(arguments=None):

@@ -64,10 +64,10 @@ def rendered(text, vote=False):
 
 
 def enlarged(slide):
-    """How much larger than the smallest print a slide without a figure can be set, 1 to 1.35, by a rough count of lines."""
+    """How much larger than the smallest print a slide without a figure can be set, 1 to 1.25, by a rough count of lines."""
     if any(part.kind == "figure" for part in slide.parts):
         return 1
-    for scale in (1.35, 1.25, 1.15):
+    for scale in (1.25, 1.12):
         height, width = 55 * -(-len(slide.title) // 40) + 20, 0
         for part in slide.parts:
             text, code = re.sub(r"^```.*?^```", "", str(part.content), flags=re.S | re.M), deck.code_lines(part)
@@ -75,8 +75,11 @@ def enlarged(slide):
             width = max([width, *(16.9 * scale * len(line) + 40 for line in code)])
             if part.kind != "text":
                 continue
-            if "$$" in text or "\\dfrac" in text:  # the width of a formula is not known here
+            formulas = re.findall(r"\$\$(.*?)\$\$", text, re.S)
+            if any(len(tex) > 64 for tex in formulas) or "\\dfrac" in text:  # how wide it is, only the browser knows
                 return 1
+            text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)
+            height += 150 * scale * len(formulas)
             columns = [[len(cell) for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
             width = max(width, scale * sum(20 * max(lengths) + 18 for lengths in zip(*columns)))
             height += sum(scale * (49 * -(-len(line) * scale // 56) + 13) for line in text.splitlines() if line.strip())
@@ -94,8 +97,8 @@ def shown(part, vote):
     if part.kind == "print":
         return f'<pre class="print">{html.escape(part.content)}</pre>'
     for output in part.content.outputs:  # the figure that moves; a page of its own, so that its keys are its own
-        if "text/html" in output.get("data", {}):
-            page = projected(output.data["text/html"], ROOM, title=False, how="background: white")
+        if "data-adam-windows" in (page := output.get("data", {}).get("text/html", "")):
+            page = projected(page, ROOM, title=False, how="background: white")
             page = html.escape(f'<!doctype html><meta charset="utf-8"><body>{page}')
             return f'<iframe class="figure" title="a figure to move" srcdoc="{page}"></iframe>{KEYS}'
     (_, alt), *_ = pictures(part.content)
@@ -132,7 +135,8 @@ def build(out=BUILD):
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TOOLS / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    templates.globals |= dict(shown=shown, rendered=rendered, minutes=deck.minutes, enlarged=enlarged, spoken=deck.SPOKEN, colors=HtmlFormatter().get_style_defs())
+    templates.globals |= dict(shown=shown, rendered=rendered, minutes=deck.minutes, enlarged=enlarged, spoken=deck.SPOKEN,
+                              colors=HtmlFormatter().get_style_defs())  # fmt: skip
     for name, sections in decks.items():
         title = name.replace("_", " · ", 1).replace("_", " ")
         page = templates.get_template("deck.html").render(title=title, sections=sections)
