@@ -98,7 +98,8 @@ def work(folder: pathlib.Path, hows: list[str], steps: int, poison: str | None) 
     """What one process does: join the others, train in each way, write `<rank>.pt` to the folder."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     (folder / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")  # needs no network
+    if os.name != "nt":  # the loopback interface, which needs no network; under Windows it has no such name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=SECONDS))
     share = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
     poison_rank, poison_at = map(int, poison.split(":")) if poison else (None, None)
@@ -154,6 +155,8 @@ def launch(
 
 def running(pid: int) -> bool:
     """Whether a process is still there (one that has ended and waits to be counted does not count)."""
+    if os.name == "nt":  # there a signal 0 is a Ctrl-C to the console; the launcher has ended its workers
+        return False
     stat = pathlib.Path(f"/proc/{pid}/stat")
     try:
         os.kill(pid, 0)

@@ -5,7 +5,7 @@
 
 Sphinx does the work, with MyST-NB (notebooks), sphinx-book-theme (pages, light and dark, narrow screens) and a MathJax
 that is copied into the site. What is ours is the preparation: solutions and the sources of figures become cells that
-open on a click, each figure gets its alt text, and an index shows a picture and the aims of every chapter.
+open on a click, each figure gets its alt text, and an index shows the aims of every chapter and mostly a picture.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import nbformat
 from execute import execute
 from hygiene import pictures, tags
 from kaggle import opened
-from series import ROOT, chapters
+from series import MAIN_LINE, ROOT, chapters
 
 SOURCE, SITE = ROOT / "build" / "book-source", ROOT / "build" / "book"
 CONFIGURATION = """
@@ -52,6 +52,15 @@ code.literal, code.literal .pre { white-space: normal; overflow-wrap: anywhere; 
 """
 
 
+# The front page's picture of a chapter, by words of its cell: one that answers no vote of the deck. The others have none.
+FRONT = {
+    "00_start_here": "64 numbers are enough to know a digit by", "01_the_math": "RMSprop keeps bouncing",
+    "02_the_step_bound": "A weight wakes up. How long is its longest step?", "04_foreach": "Buckets pay for memory with calls",
+    "05_fused_cuda": "The scaler feels its way along the edge", "06_capturable": "A graph closes the gaps",
+    "07_differentiable": "Twenty unrolled steps tell right labels", "08_in_practice": "The scale grows until a gradient overflows",
+}  # fmt: skip
+
+
 def prepare(notebook):
     """The notebook as MyST-NB wants it. Returns it."""
     for cell in notebook.cells:
@@ -77,7 +86,7 @@ def abilities(notebook):
 
 
 def index(chapters):
-    """The first page: what this is, a figure to move, and for each chapter a picture and the reader's aims."""
+    """The first page: what this is, a figure to move, and for each chapter the reader's aims and mostly a picture."""
     lines = ["# Adam, in every variant", "", "Notebooks that take Adam from five lines of algebra to every form "
              "PyTorch ships. Numbers come from the cells beside the text; what was not run says so.", "",
              "Adam's step is a ratio of two averages of the same gradients, and one of them looks back further. Move "
@@ -86,16 +95,17 @@ def index(chapters):
     for name, notebook in chapters.items():
         title, aims = abilities(notebook)
         lines += [f"## [{title}]({name}.ipynb)", ""]
+        words = FRONT.get(name, None if name in MAIN_LINE else "")
         for cell in notebook.cells:
             drawn = [(o.data["image/png"], alt) for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
                      for _, alt in [next(pictures(cell))]]  # fmt: skip
-            if drawn:
+            if drawn and words is not None and words in cell.source:
                 png, alt = drawn[0]
                 (SOURCE / "_static" / f"{name}.png").write_bytes(base64.b64decode(png))
                 lines += [f"```{{image}} _static/{name}.png\n:alt: {' '.join(alt.split())}\n:width: 480px\n```", ""]
                 break
         lines += [aims, ""]
-    names = "\n".join([*chapters, "README"])
+    names = "\n".join(chapters)
     lines += [f"```{{toctree}}\n:hidden:\n{names}\n```", ""]
     return "\n".join(lines)
 
@@ -118,7 +128,8 @@ def build(executing, site=SITE, opening=None):
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.rmtree(site, ignore_errors=True)
     (SOURCE / "_static").mkdir(parents=True)
-    shutil.copy(ROOT / "notebooks" / "README.md", SOURCE)  # the lecturer's guide, the last page
+    guide = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    (SOURCE / "README.md").write_text(f"---\norphan: true\n---\n{guide}", encoding="utf-8")  # in no list: it answers the votes
     if (ROOT / "notebooks" / "recorded").is_dir():
         shutil.copytree(ROOT / "notebooks" / "recorded", SOURCE / "recorded")
     pages = {}

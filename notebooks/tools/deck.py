@@ -4,7 +4,8 @@
     ## 6.57 α, at the 12th gradient        a slide: its heading is the claim, below it at most 40 words or a formula
     {figure "A weight that wakes up"}      the figure of the one code cell whose source contains these words
     {code "def C(" 1-4}                    lines of such a cell (all without a range); {print "def C("}: what it printed
-    + by Cauchy and Schwarz                a list whose items come a click each; those of a list with - are all there
+    + line // by Cauchy and Schwarz        a list whose items come a click each, what follows // with one more click;
+                                           the items of a list with - are all there
     {vote}                                 the list that follows has the options; a click on one counts a hand
     Note: wait ten seconds                 what only the lecturer sees, to the end of the slide
 
@@ -137,7 +138,7 @@ def _check(title, parts, vote):
     figures = [part for part in parts if part.kind == "figure"]
     if len(figures) > 1:
         raise Refused("two figures: each wants a slide of its own")
-    lines = [line for part in parts for line in _code(part)]
+    lines = [line for part in parts for line in code_lines(part)]
     if len(lines) > LINES:
         raise Refused(f"{len(lines)} lines of code or print; a slide holds {LINES}: name the lines that matter, as in 2-7")
     if figures and lines:
@@ -148,7 +149,8 @@ def _check(title, parts, vote):
         raise Refused("a vote without options: list them, a line each, after {vote}")
 
 
-def _code(part):
+def code_lines(part):
+    """The lines of code and print of a part."""
     if part.kind in ("code", "print"):
         return part.content.splitlines()
     if part.kind == "text":
@@ -166,7 +168,7 @@ def _words(text):
 def _seconds(title, parts, vote):
     text = "\n".join(part.content for part in parts if part.kind == "text")
     counts = {
-        "slide": 1, "word": _words(title) + _words(text), "line": sum(len(_code(part)) for part in parts),
+        "slide": 1, "word": _words(title) + _words(text), "line": sum(len(code_lines(part)) for part in parts),
         "figure": sum(part.kind == "figure" for part in parts), "formula": text.count("$$") // 2,
         "click": 0 if vote else len(re.findall(r"^\+ ", text, re.M)), "vote": vote,
     }  # fmt: skip

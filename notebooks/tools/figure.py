@@ -2,8 +2,8 @@
 
     python notebooks/tools/figure.py
 
-Keys work wherever the focus is: 1 to 7 choose the gradients, the arrows move in time and change a gradient, space
-plays.
+It is in large print and without controls: the key k shows them. 1 to 7 choose the gradients, the arrows move in time and
+change a gradient, space plays.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 
 import matplotlib
 from execute import ROOT
+from projector import projected
 
 matplotlib.use("agg")
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
@@ -22,7 +23,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark">
 <title>Adam's two windows</title>
-<body style="margin: 0">
+<body>
 {figure}
 </body>
 </html>
@@ -30,10 +31,10 @@ PAGE = """<!doctype html>
 
 
 def living(alone=False):
-    """The figure's HTML as it opens on the front page: waking up, at the longest step."""
+    """The figure's HTML as it opens on the front page: noise, which gives no vote of a deck away."""
     with matplotlib.rc_context():
         figures.use_style()
-        now = windows.moment("waking up", 12)
+        now = windows.moment("noise", 40)
         seen = windows.see(now)
         fig = windows.still(now, seen)
         figure = windows.page(now, fig, windows.alt(now, seen), alone)
@@ -43,7 +44,7 @@ def living(alone=False):
 
 def write(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(PAGE.format(figure=living(alone=True)), encoding="utf-8")
+    path.write_text(PAGE.format(figure=projected(living(alone=True), height=710)), encoding="utf-8")
 
 
 def main(arguments=None):

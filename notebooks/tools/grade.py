@@ -7,8 +7,9 @@ Of a returned notebook only the cells of its exercises are run, each exercise in
 that has run the chapter: with a limit of time and memory, without network, without programs, and without a way to write
 or delete a file outside of an empty folder. (That stops accidents and mischief, not an expert: for strangers' notebooks
 start this in a container.) The checks are those of this clone, whatever the notebook brought along, and a right answer
-must also pass with fresh cases: the same check, its decimal numbers changed. An answer that calls a function of adamlib
-which the exercise asks for is named. An exercise gives as many points as it has ●. Names are those of the files.
+must also pass with fresh cases: the same check, its decimal numbers changed or, where it has none, what FRESH names.
+An answer that calls a function of adamlib which the exercise asks for is named. An exercise gives as many points as it
+has ●. Names are those of the files.
 
     grades/grades.csv   a row a notebook: points, and what was found at each exercise
     grades/feedback/    a page each, to hand back
@@ -44,6 +45,45 @@ FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "o
              "socket.", "ctypes.", "shutil.", "os.symlink", "os.link", "os.chown", "signal.")
 WRITING = ("open", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.utime")
 GIBIBYTE = 2**30
+# Fresh cases where numbers are whole ones, words or orders: {check: {text in its module: what stands in its place}}.
+# Only `counter_limit` has none: the four dtypes that it asks for are all that can count.
+FRESH = {
+    "cut": {
+        "[t(3), t(4), t(5)]": "[t(6), t(2), t(7)]", "t(10, 10)": "t(7, 13)",
+        "t(2), t(5, 5), t(1)": "t(3), t(4, 9), t(2)", "t(64) for _ in range(200)": "t(48) for _ in range(150)",
+        "t(4), t(10, 6).t(), t(40)": "t(5), t(9, 7).t(), t(50)",
+    },
+    "bytes_per_weight": {
+        "(torch.float32, 0.1, False, False": "(torch.float64, 0.1, False, False",
+        "(torch.float32, 0.0, False, True,": "(torch.bfloat16, 0.1, True, True,",
+        "(torch.bfloat16, 0.1, False, True, True": "(torch.float64, 0.1, False, True, True",
+    },
+    "step_bytes": {
+        "((4, 4, 4,": "((6, 8, 2,", "((2, 2, 4,": "((8, 4, 6,", "((4, 2, 4,": "((2, 6, 8,", "((4, 4, 2,": "((8, 2, 4,",
+    },
+    "load_in_place": {
+        "manual_seed(6)": "manual_seed(60)", "0.003": "0.007", "[:20]": "[:17]", "[20:]": "[17:]",
+        "(4, 3), (5,)": "(2, 3), (7,)",
+    },
+    "is_adam": {  # the wrong ones first, and one more
+        "for name, steps, look in _right():\n        _verdict(reader, name, steps, True, look)":
+            "for name, rule, look in _WRONG[::-1]:\n        _verdict(reader, name, _from_rule(rule), False, look)",
+        "for name, rule, look in _WRONG:\n        _verdict(reader, name, _from_rule(rule), False, look)":
+            "for name, steps, look in _right():\n        _verdict(reader, name, steps, True, look)",
+        "_WRONG = [": "_WRONG = [('no root, twice the rate', lambda m, v, t, lr, *r: _no_root(m, v, t, 2 * lr, *r), ''),",
+    },
+    "which_amsgrad": {
+        "((0.9, 0.999), (0.9, 0.99), (0.8, 0.95), (0.0, 0.9), (0.5, 0.001))":
+            "((0.8, 0.99), (0.95, 0.999), (0.0, 0.97), (0.6, 0.01))",
+        '("torch", "paper", "corrected max", "adam"):': '("paper", "adam", "torch", "corrected max"):',
+    },
+    "reorder": {
+        "[1000] * 360 + [32 * chunk] * 100": "[900] * 300 + [27 * chunk] * 90",
+        "[300 * chunk] * 30": "[290 * chunk] * 31", "[700] * 500 + [100 * chunk + 1] * 40": "[600] * 400 + [80 * chunk + 1] * 50",
+        "[7], 36": "[9], 36", "*[500] * 30] * 20": "*[400] * 25] * 24", "[1000, 5 * chunk] * 30": "[800, 4 * chunk] * 35",
+        "[0, 300] * 60 + [50 * chunk] * 8": "[0, 200] * 50 + [40 * chunk] * 9",
+    },
+}  # fmt: skip
 
 
 class Exercise(NamedTuple):
@@ -130,6 +170,18 @@ def nudged(module, name):
         namespace = dict(vars(module))
         exec(compile(ast.fix_missing_locations(changed), "<fresh cases>", "exec"), namespace)
         yield namespace[name]
+
+
+def fresh(module, name):
+    """The check with the cases of FRESH: its module, changed. Raises RuntimeError where a text is not in it."""
+    source = inspect.getsource(module)
+    for old, new in FRESH[name].items():
+        if old not in source:
+            raise RuntimeError(f"{module.__name__} has no {old!r} any more: change FRESH[{name!r}], too")
+        source = source.replace(old, new)
+    namespace = {"__name__": module.__name__, "__package__": module.__package__, "__file__": "<fresh cases>"}
+    exec(compile(source, "<fresh cases>", "exec"), namespace)
+    return namespace[name]
 
 
 def borrowed(code, namespace, exercise):
@@ -260,8 +312,8 @@ def apart(function, seconds):
 def prepared(chapter):
     """(the chapter's cells, the namespace that they leave before the exercises, its checks, its exercises), ready to fork.
 
-    Checks get fresh cases where the chapter's own solution passes them. Raises RuntimeError where that solution fails as
-    it stands: nothing could be graded fairly.
+    Checks get the cases of FRESH, and those with changed decimals that the chapter's own solution passes. Raises
+    RuntimeError where that solution fails as it stands, or with FRESH: nothing could be graded fairly.
     """
     cells = json.loads((NOTEBOOKS / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
     before, wanted = exercises(cells)
@@ -278,7 +330,9 @@ def prepared(chapter):
         if ours.found != "correct":
             raise RuntimeError(f"{chapter}, {exercise.title}: our own solution is graded {ours.found!r}: {ours.said}")
         for name, answer in recorder.answers.items():
-            fits = []
+            fits = [fresh(module, name)] if name in FRESH else []
+            if fits and not (report := fits[0](answer)).passed:
+                raise RuntimeError(f"{chapter}, {exercise.title}: our own solution fails the cases of FRESH: {report}")
             for check in nudged(module, name):
                 with contextlib.suppress(Exception):
                     fits += [check] if len(fits) < 2 and check(answer).passed else []

@@ -24,10 +24,13 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
+from projector import projected
 from series import BUILD as BUILDS
 from series import MAIN_LINE, TOOLS, chapters
 
 BUILD = BUILDS / "slides"
+KEYS = '<div class="section keys">M: keys to the figure (← → space), Esc back</div>'
+ROOM = 571  # pixels below a heading of one line, at 1280 × 720
 
 
 def _mathematics(content, options):
@@ -47,14 +50,42 @@ MARKDOWN = MarkdownIt("commonmark", {"highlight": _colored}).enable("table").use
 
 
 def rendered(text, vote=False):
-    """Markdown as HTML; items of a list with + come a click each, those of a vote are buttons."""
+    """Markdown as HTML; items of a list with + come a click each, the reason after // one later; those of a vote are
+    buttons."""
     tokens = MARKDOWN.parse(text)
     for token in tokens:
         if token.type == "list_item_open":
             token.attrSet("class", "option" if vote else "fragment" if token.markup == "+" else "")
             if vote:
                 token.attrSet("tabindex", "0")
-    return MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+    page = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+    page = re.sub(r'(<li class="fragment">.*?) // (.*?)(?=</li>)', r'\1 <span class="fragment reason">\2</span>', page)
+    return re.sub(r"(\\\([^<]*?\\\))([.,:;?])", r'<span class="whole">\1\2</span>', page)  # no line begins with a comma
+
+
+def enlarged(slide):
+    """How much larger than the smallest print a slide without a figure can be set, 1 to 1.25, by a rough count of lines."""
+    if any(part.kind == "figure" for part in slide.parts):
+        return 1
+    for scale in (1.25, 1.12):
+        height, width = 55 * -(-len(slide.title) // 40) + 20, 0
+        for part in slide.parts:
+            text, code = re.sub(r"^```.*?^```", "", str(part.content), flags=re.S | re.M), deck.code_lines(part)
+            height += scale * (36.4 * len(code) + 50 * bool(code))
+            width = max([width, *(16.9 * scale * len(line) + 40 for line in code)])
+            if part.kind != "text":
+                continue
+            formulas = re.findall(r"\$\$(.*?)\$\$", text, re.S)
+            if any(len(tex) > 64 for tex in formulas) or "\\dfrac" in text:  # how wide it is, only the browser knows
+                return 1
+            text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)
+            height += 150 * scale * len(formulas)
+            columns = [[len(cell) for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
+            width = max(width, scale * sum(20 * max(lengths) + 18 for lengths in zip(*columns)))
+            height += sum(scale * (49 * -(-len(line) * scale // 56) + 13) for line in text.splitlines() if line.strip())
+        if height < 560 and width < 1150:
+            return scale
+    return 1
 
 
 def shown(part, vote):
@@ -66,9 +97,10 @@ def shown(part, vote):
     if part.kind == "print":
         return f'<pre class="print">{html.escape(part.content)}</pre>'
     for output in part.content.outputs:  # the figure that moves; a page of its own, so that its keys are its own
-        if "text/html" in output.get("data", {}):
-            page = html.escape(f'<meta charset="utf-8"><body style="margin:0;zoom:0.86">{output.data["text/html"]}')
-            return f'<iframe class="figure" title="a figure to move" srcdoc="{page}"></iframe>'
+        if "data-adam-windows" in (page := output.get("data", {}).get("text/html", "")):
+            page = projected(page, ROOM, title=False, how="background: white")
+            page = html.escape(f'<!doctype html><meta charset="utf-8"><body>{page}')
+            return f'<iframe class="figure" title="a figure to move" srcdoc="{page}"></iframe>{KEYS}'
     (_, alt), *_ = pictures(part.content)
     png = next(o.data["image/png"] for o in part.content.outputs if "image/png" in o.get("data", {}))
     return f'<img class="figure" src="data:image/png;base64,{png.strip()}" alt="{html.escape(alt)}">'
@@ -103,7 +135,8 @@ def build(out=BUILD):
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TOOLS / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    templates.globals |= dict(shown=shown, rendered=rendered, minutes=deck.minutes, spoken=deck.SPOKEN, colors=HtmlFormatter().get_style_defs())
+    templates.globals |= dict(shown=shown, rendered=rendered, minutes=deck.minutes, enlarged=enlarged, spoken=deck.SPOKEN,
+                              colors=HtmlFormatter().get_style_defs())  # fmt: skip
     for name, sections in decks.items():
         title = name.replace("_", " · ", 1).replace("_", " ")
         page = templates.get_template("deck.html").render(title=title, sections=sections)
