@@ -25,9 +25,8 @@ def by_torch(numbers, **environment):
 
     A fresh one, because MKL reads its variables once, when it computes for the first time.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", ASK], env=os.environ | environment, input=numbers.tobytes(), stdout=subprocess.PIPE, check=True
-    )
+    command, variables = [sys.executable, "-c", ASK], os.environ | environment
+    done = subprocess.run(command, env=variables, input=numbers.tobytes(), stdout=subprocess.PIPE, check=True)
     return np.frombuffer(done.stdout, np.float32)
 
 
