@@ -7,6 +7,7 @@
 ``op_meter``        counts the ATen calls of a piece of code and the bytes they move
 ``graph_tape``      captures and replays a step on the CPU as a CUDA graph does it
 ``graph_table``     what a CUDA graph permits and refuses, each verdict with its source
+``roots``           square roots of torch under another setting, and of a C function
 ``two_processes``   trains the same model on two processes
 ``benchmark``       times the variants against ``torch.optim`` and the memory's speed
 ``gpu``             what to run on the day a GPU is there
