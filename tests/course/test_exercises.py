@@ -171,6 +171,33 @@ answers(
     },
 )
 
+
+def ancestor(name, alpha, t, *, sign=None, rmsprop=None, momentum=None, adagrad=None):
+    """Adam's settings for its ancestors; the keywords replace one of them."""
+    return {
+        "sign": sign or (alpha, 0.0, 0.0, 0.0),
+        "RMSprop": rmsprop or (alpha / math.sqrt(1 - 0.99**t), 0.0, 0.99, 0.0),
+        "momentum": momentum or (alpha * 1e9 * (1 - 0.9**t) / 0.1, 0.9, 0.0, 1e9),
+        "AdaGrad": adagrad or (alpha / math.sqrt(t), 0.0, 1 - 1e-7, 0.0),
+    }[name]
+
+
+answers(
+    "settings",
+    right=[ancestor, lambda name, α, t: list(ancestor(name, α, t, sign=(α, 0, 0, 1e-12)))],
+    wrong={
+        "the correction left in": (
+            lambda name, α, t: ancestor(name, α, t, rmsprop=(α, 0, 0.99, 0)), "the root of that divisor",
+        ),
+        "momentum as an average": (
+            lambda name, α, t: ancestor(name, α, t, momentum=(α * 1e9, 0.9, 0, 1e9)), "b is 10·m",
+        ),
+        "the limit itself": (
+            lambda name, α, t: ancestor(name, α, t, adagrad=(α / math.sqrt(t), 0, 1, 0)), "come near it",
+        ),
+    },
+)
+
 # ------------------------------------------------------------------------------------------------------ 02, B
 
 

@@ -27,6 +27,9 @@ PARTNERS = {"beta1": "beta2", "β1": "β2", "m": "v", "exp_avg": "exp_avg_sq"}
 PARTNERS |= {two: one for one, two in PARTNERS.items()}
 # check: {changed text: why it is right all the same, or why no check need tell it}
 EXPLAINED = {
+    "settings": {
+        "1000000000000.0 → 1000000000001.0": "any enormous ε hides the root",
+    },
     "zeros_to_exceed": {"1001 → 1002": "one more step after the silence than the thousand that are enough"},
     "runaway_loss": {
         "-torch.exp(k * x) / k → -torch.exp(k * x)": "Adam does not see the size of the loss",

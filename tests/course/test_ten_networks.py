@@ -36,6 +36,20 @@ def test_a_first_weight_s_gradient_shrinks_with_the_pixels():
     torch.testing.assert_close(gradients[1] * 16, gradients[0])
 
 
+def test_training_lowers_the_loss_of_each_network_and_a_schedule_multiplies_the_rate(monkeypatch):
+    monkeypatch.setattr(ten_networks, "STEPS", 5)
+    final = ten_networks.train(torch.optim.SGD, [0.01, 0.1])
+    assert final.shape == (2, 10) and (final[1] < final[0]).all()
+    assert (final[0] < ten_networks.losses(ten_networks.parameters()).detach().numpy()).all()
+    halved = ten_networks.train(torch.optim.SGD, [0.2], schedule=lambda t: 0.5 if t >= 1 else 0)
+    np.testing.assert_array_equal(halved[0], final[1])
+
+
+def test_training_that_fails_is_infinitely_bad(monkeypatch):
+    monkeypatch.setattr(ten_networks, "STEPS", 2)
+    assert (ten_networks.train(torch.optim.SGD, [float("nan")]) == np.inf).all()
+
+
 def test_a_curve_ends_at_its_best_rate():
     final = np.array([[2.0, 2.2, 2.1], [0.3, 0.2, 9.0], [0.03, 0.04, 0.02], [2.0, 3.0, 0.01]])
     assert ten_networks.best_rate(final) == 2
