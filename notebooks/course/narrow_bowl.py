@@ -1,4 +1,4 @@
-"""A bowl that is κ times steeper along y than along x, and how many steps a rule of learning needs in it (chapter 01)."""
+"""A bowl that is κ times steeper along y than along x, and how many steps a rule needs in it (chapter 01)."""
 
 import itertools
 

@@ -214,9 +214,12 @@ def _ancestors(gradients):
     return {
         "sign": (np.sign(gradients), "what is √v̂ if v̂ remembers nothing?"),
         "RMSprop": (np.array(rmsprop), "v̂ = v/(1 − β2^t): what does the root of that divisor do to the step?"),
-        "momentum": (np.array(momentum), "√v̂ must not matter, and b is 10·m: what hides √v̂, and who divides by 1 − 0.9^t?"),
-        "AdaGrad": (gradients / np.sqrt(np.cumsum(squares, axis=0)), "v̂ is a mean of t squares if all weigh the same, G is "
-                    "their sum"),
+        "momentum": (
+            np.array(momentum), "√v̂ must not matter, and b is 10·m: what hides √v̂, and who divides by 1 − 0.9^t?",
+        ),
+        "AdaGrad": (
+            gradients / np.sqrt(np.cumsum(squares, axis=0)), "G is a sum. What is v̂ if all t squares weigh the same?",
+        ),
     }  # fmt: skip
 
 
