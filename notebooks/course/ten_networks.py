@@ -15,6 +15,7 @@ from course import data
 STARTS = 10
 LAYERS = (64, 20), (20, 20), (20, 10)  # 64 pixels, two hidden layers with tanh, 10 digits
 IMAGES = 200
+STEPS = 100
 
 
 def parameters(shrink=1):
@@ -43,6 +44,25 @@ def losses(params, shrink=1):
     hidden = torch.tanh(torch.tanh(x / shrink @ w1 + b1) @ w2 + b2)
     scores = (hidden @ w3 + b3).transpose(1, 2)  # [networks, digits, images], as cross_entropy wants it
     return cross_entropy(scores, y.expand(STARTS, -1), reduction="none").mean(1)
+
+
+def train(make, rates, shrink=1, schedule=None):
+    """The ten losses after 100 steps at each learning rate: a NumPy array [rates, networks], inf where training failed.
+
+    make: ``make(parameters, lr=rate)`` is an optimizer.  schedule: step t = 1, 2, … is taken at ``rate * schedule(t)``.
+    """
+    final = []
+    for rate in rates:
+        params = parameters(shrink)
+        rule = make(params, lr=rate)
+        for t in range(1, STEPS + 1):
+            if schedule:
+                rule.param_groups[0]["lr"] = rate * schedule(t)
+            rule.zero_grad()
+            losses(params, shrink).sum().backward()
+            rule.step()
+        final.append(losses(params, shrink).detach())
+    return torch.stack(final).nan_to_num(torch.inf).numpy()
 
 
 def best_rate(final):

@@ -22,6 +22,9 @@ PARTNERS |= {two: one for one, two in PARTNERS.items()}
 LEFT_OUT = ("sqrt", "sqrt_", "abs", "clone", "deepcopy")  # calls that a change replaces by what they are given
 # check: {changed text: why it is right all the same, or why no check need tell it}
 EXPLAINED = {
+    "settings": {
+        "1000000000000.0 → 1000000000001.0": "any enormous ε hides the root",
+    },
     "zeros_to_exceed": {"1001 → 1002": "one more step after the silence than the thousand that are enough"},
     "runaway_loss": {
         "-torch.exp(k * x) / k → -torch.exp(k * x)": "Adam does not see the size of the loss",

@@ -41,6 +41,15 @@ def average_by_weights(gradients, betas):
     return np.array(averages)
 
 
+def ancestor_by_other_limits(name, alpha, t):
+    return {
+        "sign": (alpha, 0.0, 0.0, 1e-12),
+        "RMSprop": (alpha / math.sqrt(1 - 0.99**t), 0.0, 0.99, 0.0),
+        "momentum": (alpha * 1e9 * (1 - 0.9**t) / 0.1, 0.9, 0.0, 1e9),
+        "AdaGrad": (alpha / math.sqrt(t), 0.0, 1 - 1e-7, 0.0),
+    }[name]
+
+
 def zeros_by_recursion(level, beta1, beta2):
     for zeros in itertools.count():
         m = v = 0.0
@@ -174,6 +183,7 @@ RIGHT = {
     "longest_memory": [longest_memory_by_simulation, lambda n, f: round((f - 1) / (f * 2 ** (1 / n) - 1), 4)],
     "corrected_average": [average_by_weights],
     "adam_in_basis": [{"gradients @ Q": "(Q.T @ gradients.T).T", "steps @ Q.T": "np.einsum('ij,tj->ti', Q, steps)"}],
+    "settings": [ancestor_by_other_limits],
     "zeros_to_exceed": [zeros_by_recursion],
     "worst_wake_up": [lambda beta1, beta2, n: -5 * (beta2 / beta1) ** torch.arange(n)],
     "runaway_loss": [lambda x: -(math.e ** (18 * x)) / 18],

@@ -14,13 +14,14 @@ def test_every_call_gives_the_same_starts():
 
 def test_shrinking_leaves_the_losses_alone_and_shrinks_the_gradients_of_the_first_weights():
     losses, gradients = {}, {}
-    for shrink in (1, 16):
+    for shrink in (1, 16, 1 / 16):
         params = ten_networks.parameters(shrink)
         losses[shrink] = ten_networks.losses(params, shrink)
         losses[shrink].sum().backward()
         gradients[shrink] = params[0].grad
-    torch.testing.assert_close(losses[16], losses[1])
-    torch.testing.assert_close(gradients[16] * 16, gradients[1])
+    for shrink in (16, 1 / 16):
+        torch.testing.assert_close(losses[shrink], losses[1])
+        torch.testing.assert_close(gradients[shrink] * shrink, gradients[1])
     assert losses[1].shape == (10,) and len(set(losses[1].tolist())) == 10
 
 
@@ -30,6 +31,20 @@ def test_networks_share_nothing():
     for p in params:
         assert p.grad[3].abs().sum() > 0
         assert not p.grad[[k for k in range(10) if k != 3]].any()
+
+
+def test_training_lowers_the_loss_of_each_network_and_a_schedule_multiplies_the_rate(monkeypatch):
+    monkeypatch.setattr(ten_networks, "STEPS", 5)
+    final = ten_networks.train(torch.optim.SGD, [0.01, 0.1])
+    assert final.shape == (2, 10) and (final[1] < final[0]).all()
+    assert (final[0] < ten_networks.losses(ten_networks.parameters()).detach().numpy()).all()
+    halved = ten_networks.train(torch.optim.SGD, [0.2], schedule=lambda t: 0.5 if t >= 1 else 0)
+    np.testing.assert_array_equal(halved[0], final[1])
+
+
+def test_training_that_fails_is_infinitely_bad(monkeypatch):
+    monkeypatch.setattr(ten_networks, "STEPS", 2)
+    assert (ten_networks.train(torch.optim.SGD, [float("nan")]) == np.inf).all()
 
 
 def test_a_curve_ends_at_its_best_rate():

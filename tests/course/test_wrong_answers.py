@@ -49,6 +49,11 @@ WRONG = {
         ("turns the step only", {"gradients @ Q": "gradients"}, "coordinates along Q's columns are Qᵀg"),
         ("goes the wrong way round", {"@ Q\n": "@ Q.T\n", "steps @ Q.T": "steps @ Q"}, "a vector returns by Q"),
     ],
+    "settings": [
+        ("the correction left in", {"α / np.sqrt(1 - 0.99**t)": "α"}, "the root of that divisor"),
+        ("momentum as an average", {" * 10 * (1 - 0.9**t)": ""}, "b is 10·m"),
+        ("the limit itself", {"1 - 1e-9": "1"}, "come near it"),
+    ],
     "zeros_to_exceed": [
         ("only the first step after", {"np.arange(1, 1001)": "np.ones(1)"}, "the largest of *all* later steps"),
         ("counts the first gradient too", {"return z": "return z + 1"}, "86"),

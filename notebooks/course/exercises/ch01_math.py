@@ -5,6 +5,7 @@
     check.longest_memory(fn)         fn(n, factor) -> beta2
     check.corrected_average(fn)      fn(gradients, betas) -> one corrected average per step
     check.adam_in_basis(fn)          fn(gradients, Q, lr) -> Adam's steps, counted along the columns of Q
+    check.settings(fn)               fn(ancestor, alpha, t) -> (lr at step t, beta1, beta2, eps)
 
 Each compares what the reader's function *does* with what it should do (the steps Adam takes with it, the
 value the average settles at), so that any correct formula passes, however it is written.
@@ -17,7 +18,9 @@ import numpy as np
 from course.exercises import check, expect, expect_that, not_written
 from adamlib.theory.algorithm1 import algorithm1
 
-__all__ = ["adam_in_basis", "corrected_average", "for_summed_loss", "longest_memory", "step_without_epsilon"]
+__all__ = [
+    "adam_in_basis", "corrected_average", "for_summed_loss", "longest_memory", "settings", "step_without_epsilon",
+]  # fmt: skip
 
 
 @check(start="section 5: what happens to Δ when every gradient is multiplied by c, with ε > 0?")
@@ -165,6 +168,59 @@ def adam_in_basis(reader):
             rtol=1e-9, atol=1e-12,
         )  # fmt: skip
     return "agrees for no turn, 30°, a random basis in four dimensions, and a permutation"
+
+
+@check(start="section 7: with β1 = 0 Adam is RMSprop with a correction. Which learning rate takes the correction back?")
+def settings(reader):
+    """fn(ancestor, α, t): the (lr, β1, β2, ε) with which Adam steps as an ancestor does with the rate α."""
+    gradients = np.random.default_rng(1).standard_normal((200, 20)) * np.logspace(-2, 2, 20)
+    for ancestor, (expected, look) in _ancestors(gradients).items():
+        for alpha in (1.0, 0.01):
+            asked = "settings({!r}, {:g}, {})".format
+            rows = np.array([
+                _numbers(reader(ancestor, alpha, t), 4, "four numbers, lr, β1, β2 and ε", asked(ancestor, alpha, t))
+                for t in range(1, len(gradients) + 1)
+            ])  # fmt: skip
+            lr, (beta1, beta2, eps) = rows[:, 0], rows[0, 1:]
+            expect_that(
+                (rows[:, 1:] == rows[0, 1:]).all(),
+                tried=f"{asked(ancestor, alpha, 't')} for t = 1 to {len(rows)}",
+                yours="β1, β2 or ε that change with t",
+                expected="the same at every step",
+                look="only the learning rate may depend on t",
+            )
+            expect_that(
+                0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0 and (lr >= 0).all(),
+                tried=asked(ancestor, alpha, 1),
+                yours=f"β1 = {beta1:.6g}, β2 = {beta2:.6g}, ε = {eps:.6g}, lr = {lr[0]:.6g}",
+                expected="0 ≤ β < 1, and no negative ε or lr",
+                look="a limit that is forbidden itself: come near it",
+            )
+            expect(
+                algorithm1(np.zeros(20), gradients, lr, betas=(beta1, beta2), eps=eps).delta / alpha, expected,
+                tried=f"{ancestor}: 200 steps of Adam with {asked(ancestor, alpha, 't')}, in units of α [step, weight]",
+                look=look, rtol=1e-3, atol=1e-9,
+            )  # fmt: skip
+    return "Adam steps as sign descent, RMSprop, momentum and AdaGrad do, over 200 random gradients"
+
+
+def _ancestors(gradients):
+    """{name: (its steps in units of α, where to look when they differ)}."""
+    squares, b, v, momentum, rmsprop = gradients**2, 0, 0, [], []
+    for g in gradients:
+        b, v = 0.9 * b + g, 0.99 * v + 0.01 * g**2
+        momentum.append(b)
+        rmsprop.append(g / np.sqrt(v))
+    return {
+        "sign": (np.sign(gradients), "what is √v̂ if v̂ remembers nothing?"),
+        "RMSprop": (np.array(rmsprop), "v̂ = v/(1 − β2^t): what does the root of that divisor do to the step?"),
+        "momentum": (
+            np.array(momentum), "√v̂ must not matter, and b is 10·m: what hides √v̂, and who divides by 1 − 0.9^t?",
+        ),
+        "AdaGrad": (
+            gradients / np.sqrt(np.cumsum(squares, axis=0)), "G is a sum. What is v̂ if all t squares weigh the same?",
+        ),
+    }  # fmt: skip
 
 
 def _numbers(answer, count, wanted, call):
