@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 import adamlib
 from course import graph_tape
 from course.graph_table import HOST_SYNC, NOT_KNOWN, PERMITTED, TABLE, differences
-from course.graph_tape import CaptureError, GraphTape, cuda_works, device_tensors, eagerly, on_tape, verdict
+from course.graph_tape import CaptureError, GraphTape, cuda_works, device_tensors, eagerly, in_cuda_graph, on_tape
+from course.graph_tape import verdict
 from course.op_meter import tensors_in
 
 SHAPES = [(5, 3), (7,), ()]
@@ -354,6 +355,22 @@ def test_eagerly_on_tape_and_verdict():
     assert all(map(torch.equal, *results))
     with pytest.raises(CaptureError, match="nothing was recorded"):  # no verdict
         verdict(lambda: None, x=torch.ones(4))
+
+
+@pytest.mark.cuda
+def test_a_cuda_graph_replays_what_the_tape_replays():
+    ends = []
+    for record, device in ((on_tape, "cpu"), (in_cuda_graph, "cuda")):
+        weight = torch.ones(5, device=device, requires_grad=True)
+        weight.grad = torch.ones_like(weight, requires_grad=False)
+        optimizer = adamlib.Adam([weight], lr=torch.tensor(0.01, device=device), **FOREACH)
+        graph = record(optimizer.step, optimizer)
+        for t in range(20):
+            weight.grad.fill_(math.sin(t))
+            optimizer.param_groups[0]["lr"].mul_(0.9)
+            graph.replay()
+        ends.append(weight.detach().cpu())
+    torch.testing.assert_close(*ends)
 
 
 def test_a_device_that_is_listed_and_runs_nothing_is_told(monkeypatch, capsys):
