@@ -151,6 +151,10 @@ def _leaf(x):
     return weight
 
 
+def _square(x):
+    return x[:, None] * x + torch.eye(4, device=x.device)
+
+
 def _clip(x, **options):
     weight = _leaf(x)
     return torch.nn.utils.clip_grad_norm_([weight], 1.0, **options), weight.grad
@@ -294,7 +298,12 @@ TABLE: tuple[Row, ...] = (
         lambda x, h: torch.bincount(_indices(x)), ops="bincount"),
     Row("torch.linalg.inv", HOST_SYNC,
         "docs: torch.linalg.inv, synchronizes; " + NATIVE + "BatchLinearAlgebra.cpp: .item()",
-        lambda x, h: torch.linalg.inv(x[:, None] * x + torch.eye(4, device=x.device)), ops="_linalg_check_errors"),
+        lambda x, h: torch.linalg.inv(_square(x)), ops="_linalg_check_errors"),
+    *(Row(f"torch.linalg.{name}", HOST_SYNC, f"docs: torch.linalg.{name}, synchronizes",
+          lambda x, h, name=name: getattr(torch.linalg, name)(_square(x)), ops=op)
+      for name, op in (("eigh", "_linalg_eigh"), ("svd", "_linalg_svd"), ("eig", "linalg_eig"))),
+    Row("torch.linalg.lstsq", HOST_SYNC, "docs: torch.linalg.lstsq, synchronizes",
+        lambda x, h: torch.linalg.lstsq(_square(x), _square(x)), ops="linalg_lstsq"),
     Row("torch.normal(x, std of the device)", HOST_SYNC, NATIVE + "DistributionTemplates.h: std.min() >= 0 is asked",
         lambda x, h: torch.normal(x, x.abs()), ops="normal",
         when=lambda g: any(map(g.on_device, tensors_in(g.args[1:])))),
@@ -456,7 +465,7 @@ TABLE: tuple[Row, ...] = (
     # -------------------------------------------------------------------- not known
     Row("torch.histc", NOT_KNOWN, "no source read", lambda x, h: torch.histc(x, 4, -3, 3)),
     Row("torch.linalg.cholesky_ex", NOT_KNOWN, "no source read",
-        lambda x, h: torch.linalg.cholesky_ex(x[:, None] * x + 9 * torch.eye(4, device=x.device))[0]),
+        lambda x, h: torch.linalg.cholesky_ex(_square(x))[0]),
 )
 
 # Arithmetic that reads a host tensor without dimensions when it is launched, as a number. Other ops: not known.

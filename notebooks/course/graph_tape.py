@@ -278,6 +278,19 @@ def on_tape(block, optimizer, on_host=(), **inputs):
     return tape
 
 
+def in_cuda_graph(block, optimizer, **inputs):
+    """What ``on_tape`` stands for, on a GPU: a step to warm up on a side stream, and a real CUDA graph of the next."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        block()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        block()
+    return graph
+
+
 def verdict(block, **tensors):
     """May the block be captured? One of ``graph_table``'s verdicts, as the tape sees it."""
     tape = GraphTape(**tensors)

@@ -7,6 +7,7 @@ replay, and whole training, eager and replayed, with equal losses.
 import fnmatch
 import gc
 import itertools
+import math
 import weakref
 
 import pytest
@@ -15,7 +16,8 @@ import torch
 import adamlib
 from course import graph_tape
 from course.graph_table import HOST_SYNC, NOT_KNOWN, PERMITTED, TABLE, differences
-from course.graph_tape import CaptureError, GraphTape, cuda_works, device_tensors, eagerly, on_tape, verdict
+from course.graph_tape import CaptureError, GraphTape, cuda_works, device_tensors, eagerly, in_cuda_graph, on_tape
+from course.graph_tape import verdict
 from course.op_meter import tensors_in
 
 SHAPES = [(5, 3), (7,), ()]
@@ -218,7 +220,24 @@ def test_the_tape_owns_its_results_and_frees_them_when_it_goes():
     assert storage() is None
 
 
+@pytest.mark.cuda
+def test_a_cuda_graph_replays_what_the_tape_replays():
+    ends = []
+    for record, device in ((on_tape, "cpu"), (in_cuda_graph, "cuda")):
+        weight = torch.ones(5, device=device, requires_grad=True)
+        weight.grad = torch.ones_like(weight, requires_grad=False)
+        optimizer = adamlib.Adam([weight], lr=torch.tensor(0.01, device=device), **FORMS["foreach"])
+        graph = record(optimizer.step, optimizer)
+        for t in range(20):
+            weight.grad.fill_(math.sin(t))
+            optimizer.param_groups[0]["lr"].mul_(0.9)
+            graph.replay()
+        ends.append(weight.detach().cpu())
+    torch.testing.assert_close(*ends)
+
+
 # --- the table
+
 
 def four(*values):
     return torch.tensor(values or (1.0, -2.0, 3.0, 0.5))
