@@ -125,8 +125,8 @@ def build(executing, site=SITE, opening=None):
     for number, original in enumerate(originals, 1):
         path = SOURCE / original.name
         shutil.copy(original, path)
-        if executing:
-            print(f"[{number} of {len(originals)}] executing {original.name}", flush=True)
+        if executing:  # some ten minutes in all
+            print(f"[{number} of {len(originals)}] executing {original.name}, half a minute to two", flush=True)
             execute(path)
         pages[path.stem] = prepare(nbformat.read(path, as_version=4))
         first = pages[path.stem].cells[0]
