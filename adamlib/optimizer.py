@@ -35,17 +35,13 @@ class Adam(Optimizer):
 
     _triton = None  # our own kernel with its tables, which belong to no state
 
-    def __init__(
-        self, params, lr: float | Tensor = 1e-3, betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8, weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None,
-        maximize: bool = False, capturable: bool = False, differentiable: bool = False,
-        fused: bool | str | None = None, decoupled_weight_decay: bool = False,
-    ):
-        defaults = dict(
-            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize,
-            foreach=foreach, capturable=capturable, differentiable=differentiable, fused=fused,
-            decoupled_weight_decay=decoupled_weight_decay,
-        )
+    def __init__(self, params, lr: float | Tensor = 1e-3, betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None,
+                 maximize: bool = False, capturable: bool = False, differentiable: bool = False,
+                 fused: bool | str | None = None, decoupled_weight_decay: bool = False):
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize,
+                        foreach=foreach, capturable=capturable, differentiable=differentiable, fused=fused,
+                        decoupled_weight_decay=decoupled_weight_decay)
         defaults["betas"] = validated(defaults)
         super().__init__(params, defaults)
 
@@ -75,8 +71,7 @@ class Adam(Optimizer):
         capturing = not compiling and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         if capturing and not all(group["capturable"] for group in self.param_groups):
             raise RuntimeError(f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
-                               "param_groups' capturable is False: its count would be frozen. Construct it with "
-                               "capturable=True")
+                               "param_groups' capturable is False, so its count would be frozen: use capturable=True")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -89,8 +84,7 @@ class Adam(Optimizer):
         scaler = to_scaler(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         if torch.compiler.is_compiling():
             steps = self._choose(scaler)
-            take(steps, count(steps, self._name))
-            return
+            return take(steps, count(steps, self._name))
         before = self.state.copy()  # entries are made and exchanged, never changed, so this is all of it
         try:
             steps = self._choose(scaler)
@@ -138,10 +132,8 @@ class Adam(Optimizer):
         return "a parameter that is in no group"
 
     def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps) -> bool:
-        """Fill the lists with the parameters that have a gradient, and their state; is one of them complex?
-
-        Form and name are torch's: its compiler runs this outside the graph (torch/_dynamo/variables/optimizer.py).
-        """
+        """Fill the lists with the parameters that have a gradient, and their state; is one of them complex? (Form and
+        name are torch's: its compiler runs this outside the graph, torch/_dynamo/variables/optimizer.py.)"""
         state, amsgrad = self.state, group["amsgrad"]
         for p in group["params"]:
             if (grad := p.grad) is not None:
@@ -177,18 +169,12 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), a drop-in for torch.optim.AdamW."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), a drop-in for torch.optim.AdamW. Args as in Adam."""
 
-    def __init__(
-        self, params, lr: float | Tensor = 1e-3, betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8, weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
-        foreach: bool | None = None, capturable: bool = False, differentiable: bool = False,
-        fused: bool | str | None = None,
-    ):
-        super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
-            capturable=capturable, differentiable=differentiable, fused=fused, decoupled_weight_decay=True,
-        )
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, *,
+                 maximize=False, foreach=None, capturable=False, differentiable=False, fused=None):
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
+                         capturable=capturable, differentiable=differentiable, fused=fused, decoupled_weight_decay=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -222,12 +208,11 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
 
 
 def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """A new entry of the state from what there is of one: moments are made (with amsgrad switched on later, the maximum
-    is taken from then on), and the count is put where the group's flags, which may change, want it. It is float32,
-    exact to 2²⁴ steps, or as in torch float64 where that is the default; bfloat16 would stop at 256, float16 at 2048.
+    """A new entry of the state from what there is of one: missing moments are made, and the count is put where the
+    group's flags, which may change, want it, in float32, exact to 2²⁴ steps, or float64 where that is the default.
     Made outside of inference mode: what is made inside could never be written outside again."""
     with torch.inference_mode(False):
-        zeros = partial(torch.zeros_like, param, memory_format=torch.preserve_format)
+        zeros = partial(torch.zeros_like, param)
         entry = dict(entry) or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
@@ -258,6 +243,5 @@ def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: boo
     if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))) or not step >= 0:
         raise ValueError(f"{at}: step must be one number, 0 or more, but it is {step!r}")
     if copy:
-        clone = partial(torch.clone, memory_format=torch.preserve_format)
-        entry = {key: clone(value) if isinstance(value, Tensor) else value for key, value in entry.items()}
+        entry = {key: value.clone() if isinstance(value, Tensor) else value for key, value in entry.items()}
     return complete(entry, param, group)
