@@ -59,8 +59,9 @@ SCRIPT = """{
   const page = document.documentElement;
   if ((localStorage.getItem("mode") || "auto") === "auto")
     page.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  new MutationObserver(() => document.querySelectorAll("[data-adam-windows]").forEach((figure) => {
-    figure.style.paddingRight = figure.style.paddingRight ? "" : "1px";
+  new MutationObserver(() => document.querySelectorAll("[data-adam-windows]").forEach(({shadowRoot}) => {
+    const {style} = shadowRoot.querySelector(".fig");
+    style.borderRight = style.borderRight ? "" : "3px solid transparent";
   })).observe(page, {attributeFilter: ["data-theme"]});
 }
 """
