@@ -76,7 +76,7 @@ $(READY): environment.yml
 		echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu: sudo apt install python3-venv"; \
 		exit 1; }
 	@sed -n '/- pip:/,$$ { s/ *#.*//; s/^ *- \(.*==.*\)/\1/p; }' environment.yml > .venv/requirements.txt
-	@echo "installing the packages of environment.yml into .venv (a few minutes the first time)"
+	@echo "installing the packages of environment.yml into .venv: some minutes, and 2 GB, or 6 to 8 with torch's CUDA build"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r .venv/requirements.txt || { \
 		echo "pip could not install them (its reason is above). Is the network there? Then run the same command again."; \
 		exit 1; }

@@ -11,6 +11,7 @@ The clock is that of ``torch.utils.benchmark``, which waits for the GPU, where t
 """
 
 import gc
+import logging
 import math
 import os
 import random
@@ -19,9 +20,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+# Where a CUDA toolkit is and no GPU, the import below says so on stderr, in each chapter that measures.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 # Only the clock: Timer.timeit calls its statement twice untimed before each measurement, which triples the time of a
 # large set, cannot rewind between calls, and its Measurement knows nothing of rounds, pairs and other processes.
-from torch.utils.benchmark import timer
+from torch.utils.benchmark import timer  # noqa: E402
 
 QUIET = 0.12  # cores that other processes may use during a round
 

@@ -61,6 +61,7 @@ def main(arguments=None):
     name, flags = processor()
     paths = [path for path in wanted.path or PATHS if not flags or NEEDS.get(path, "") in flags | {""}]
     print(f"{name}: {len(paths)} paths, {len(notebooks)} notebooks; numbers are the cells that differ (nbval's count)")
+    print("a path takes some nine minutes for all notebooks, and prints its line when it is done", flush=True)
     bad = 0
     with concurrent.futures.ThreadPoolExecutor(wanted.jobs) as pool:
         for path, (cells, apart) in zip(paths, pool.map(lambda path: differing(path, notebooks, ADAM_PATH=path), paths)):

@@ -36,6 +36,7 @@ def links(chapter, repository):
 
 def build(repository=None, out=PUBLISHED):
     """Write the tree to `out`; with a repository, the chapters carry links to their files in it."""
+    print("building the site, the decks and the files, in about a minute", flush=True)
     shutil.rmtree(out, ignore_errors=True)
     opening = {path.stem: links(path.stem, repository) for path in book.chapters()} if repository else {}
     book.build(executing=False, site=out, opening=opening)
