@@ -275,7 +275,7 @@ main();
 def reports(tmp_path_factory):
     """A function: chapter -> what one Chromium, which turns the pages of all decks, saw of the chapter's."""
     folder, came, seen = tmp_path_factory.mktemp("slides"), queue.Queue(), {}
-    for name in slides.build(folder):  # opened directly without its notes, whose formulas take most of the time
+    for name in slides.build(folder):  # opened directly without its notes, which have most of the formulas
         page = (folder / f"{name}.html").read_text(encoding="utf-8")
         alone = re.sub('<aside class="notes">.*?</aside>', "", page, flags=re.DOTALL)
         (folder / f"{name}.alone.html").write_text(alone, encoding="utf-8")
