@@ -420,7 +420,7 @@ CURES = {  # what happened: words of the advice, and the advice, followed
 def test_the_cure_that_an_error_advises_helps(name):
     words, follow = CURES[name]
     takes, happen = SITUATIONS[name]
-    silent = {"triton"} if words == SPARSE else set()  # it refuses a sparse gradient in words of torch's that do not help
+    silent = {"triton"} if words == SPARSE else set()  # refuses a sparse gradient, but in words that do not help
     for variant in set(VARIANTS) - takes - {"differentiable"} - silent:
         w = World(VARIANTS[variant], {}, 1)
         happen(w)
