@@ -187,7 +187,8 @@ async function open(frame, deck, page) {
   for (let i = 0; i < 2000; i++) {
     await wait(10);
     const view = frame.contentWindow;
-    if (view.location.search === `?${page}` && view.document.body && view.document.body.dataset.ready) return view;
+    const there = view.location.pathname.endsWith(deck) && view.location.search === `?${page}`; // not the page before
+    if (there && view.document.body && view.document.body.dataset.ready) return view;
   }
   throw new Error(`page ${page} was not ready after 20 s`);
 }
@@ -214,17 +215,20 @@ async function faults(view) {
   return found;
 }
 async function moving(frame, box) { // the two windows: large, whole, without controls, moved by a key
-  const found = [], inside = () => frame.contentDocument.querySelector("[data-adam-windows]").shadowRoot;
-  const print = (svg) => 14 * svg.getScreenCTM().a;
-  for (let i = 0; i < 200; i++) {
+  let found;
+  const inside = () => frame.contentDocument.querySelector("[data-adam-windows]").shadowRoot;
+  for (let i = 0; i < 500; i++) { // it is laid out when its frame is: the faults that stay are faults
     await wait(10);
-    if (frame.contentDocument.querySelector("[data-alive]") && print(inside().querySelector("svg")) > 30) break;
+    if (!frame.contentDocument.querySelector("[data-alive]")) continue;
+    found = [];
+    for (const svg of inside().querySelectorAll("svg")) {
+      const place = svg.getBoundingClientRect(), print = 14 * svg.getScreenCTM().a;
+      if (print < 32) found.push(`the moving figure prints in ${print.toFixed(1)} px`);
+      if (place.right > box.width + 1 || place.bottom > box.height + 1) found.push("the moving figure is cut");
+    }
+    if (!found.length) break;
   }
-  for (const svg of inside().querySelectorAll("svg")) {
-    const place = svg.getBoundingClientRect();
-    if (print(svg) < 32) found.push(`the moving figure prints in ${print(svg).toFixed(1)} px`);
-    if (place.right > box.width + 1 || place.bottom > box.height + 1) found.push("the moving figure is cut");
-  }
+  if (!found) return ["the moving figure is not alive"];
   if (box.width * box.height < 1280 * 720 * 2 / 3) found.push("the moving figure is small");
   if ([...inside().querySelectorAll("button, input, select")].some((knob) => knob.offsetParent)) found.push("controls");
   const step = () => +inside().querySelector(".stream").getAttribute("aria-valuenow"), before = step();
