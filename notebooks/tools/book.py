@@ -10,8 +10,6 @@ open on a click, each figure gets its alt text, and an index shows the aims of e
 
 import argparse
 import base64
-import os
-import pathlib
 import re
 import shutil
 import subprocess

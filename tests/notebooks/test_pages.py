@@ -1,6 +1,5 @@
 """The slides and the site: complete, with local files only, and with every figure described."""
 import pathlib
-import re
 import shutil
 import subprocess
 import sys

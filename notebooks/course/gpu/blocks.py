@@ -12,7 +12,6 @@ import functools
 import importlib
 import importlib.util
 import math
-import types
 from collections.abc import Callable
 
 import torch
