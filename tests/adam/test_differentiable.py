@@ -11,7 +11,7 @@ import adamlib
 F64 = dict(dtype=torch.float64)
 START = dict(
     p0=torch.tensor([0.7, -1.2, 0.3], **F64),
-    g=torch.tensor([[0.3, -0.8, 0.5], [-0.2, 0.4, 0.9], [0.6, 0.1, -0.7], [0.2, -0.3, 0.1]], **F64),
+    g=torch.tensor([[0.9**t, -(1.1**t), math.cos(t)] for t in range(5)], **F64),
     lr=torch.tensor(0.1, **F64),
     beta1=torch.tensor(0.8, **F64),
     beta2=torch.tensor(0.95, **F64),
@@ -47,8 +47,9 @@ def agrees(check, given, names, options, **tolerances):
 
 
 @pytest.mark.parametrize("names", [*([name] for name in START), [*START]], ids=lambda names: "+".join(names))
-@pytest.mark.parametrize("options", [{}, AMSGRAD, DECOUPLED, AMSGRAD | DECOUPLED, dict(maximize=True)], ids=str)
+@pytest.mark.parametrize("options", [{}, AMSGRAD, DECOUPLED | dict(maximize=True)], ids=str)
 def test_gradcheck_with_respect_to_each_argument_and_to_all(names, options):
+    """The gradients fade, grow and turn: with amsgrad the maximum is old, new, or now this and now that."""
     assert agrees(gradcheck, arguments(*names), names, options, **NEAR)
 
 
@@ -57,16 +58,10 @@ def test_second_derivatives_pass_gradgradcheck():
     assert agrees(gradgradcheck, arguments(*names, g=START["g"][:2]), names, {}, atol=1e-5, rtol=1e-3)
 
 
-def test_amsgrad_passes_gradcheck_where_the_maximum_is_old_and_where_it_is_new():
-    fading_growing_turning = torch.tensor([[0.9**t, -(1.1**t), math.cos(t)] for t in range(8)], **F64)
-    names = "p0", "lr", "beta1", "beta2"
-    assert agrees(gradcheck, arguments(*names, g=fading_growing_turning), names, AMSGRAD, **NEAR)
-
-
 # --- at v = 0
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("steps", [1, 10])
 def test_the_slope_at_v_zero(amsgrad, steps):
     """For a constant gradient every step is Δ = −lr·g/(|g| + ε): slope −lr/ε at g = 0."""
     g, p0 = torch.zeros(3, **F64, requires_grad=True), torch.ones(3, **F64, requires_grad=True)
@@ -78,20 +73,6 @@ def test_the_slope_at_v_zero(amsgrad, steps):
     p.sum().backward()
     assert torch.equal(p.detach(), torch.ones(3, **F64)) and torch.equal(p0.grad, torch.ones(3, **F64))
     torch.testing.assert_close(g.grad, torch.full((3,), -steps * 0.1 / 1e-8, **F64), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_gradcheck_passes_at_v_zero(amsgrad):
-    """With ε = 1 the step −lr·g/(|g| + 1) is smooth at zero, so finite differences can judge."""
-
-    def step(g):
-        p = torch.ones(3, **F64)
-        opt = adamlib.Adam([p], lr=0.1, eps=1.0, amsgrad=amsgrad, differentiable=True)
-        p.grad = g * 1.0
-        opt.step()
-        return p
-
-    assert gradcheck(step, (torch.tensor([0.0, 0.5, 0.0], **F64, requires_grad=True),), eps=1e-7, atol=1e-5)
 
 
 @pytest.mark.parametrize("asleep, awake", [(2, 0), (2, 2)])
