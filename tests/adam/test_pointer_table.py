@@ -36,9 +36,10 @@ def test_chunks_of_tensors_beyond_32_bits():
 
 
 def test_rows_are_of_one_kind_after_another_and_no_table_follows_the_default_device():
-    a = group([torch.ones(40), torch.ones(0), torch.ones(8).bfloat16()], amsgrad=True)
+    sets = [torch.ones(40), torch.ones(0), torch.ones(8, dtype=BF16)], [torch.ones(300)]
+    groups = [group(params, amsgrad=True) for params in sets]
     with torch.device("meta"):
-        [plan] = build([a, group([torch.ones(300)], amsgrad=True)], 256)
+        [plan] = build(groups, 256)
         sent = plan.column([10, 11, 12, 13], captured=True)
     assert plan.entries == [0, 1, 3, 2] and sent.tolist() == [10, 11, 13, 12]
     assert [Addresses(*row).numel for row in plan.addresses.tolist()] == [40, 0, 300, 8]
