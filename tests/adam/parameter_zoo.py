@@ -60,6 +60,13 @@ def trained(cls=adamlib.Adam, steps=2, **options):
     return params, opt
 
 
+def six_lists(params, grads=None, *, amsgrad=False):
+    """What adam() takes before the first step: parameters, gradients (ones), m, v, with amsgrad maxima of v, counts."""
+    zeros = [[torch.zeros_like(p) for p in params] for _ in range(3)]
+    grads = [torch.ones_like(p) for p in params] if grads is None else grads
+    return [params, grads, *zeros[:2], zeros[2] if amsgrad else [], [torch.zeros((), device=p.device) for p in params]]
+
+
 def counts(opt):
     return [float(entry["step"]) for entry in opt.state.values()]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from parameter_zoo import (
     ALL_FLAGS, CAPTURABLE, FLAGS, SETTINGS, TORCH, as_in_torch, counts, each_class, each_of_torchs, give_gradients,
-    trained, weights,
+    six_lists, trained, weights,
 )
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -162,10 +162,10 @@ def test_autograd_goes_through_a_compiled_differentiable_step(groups):
 
 def test_the_fused_function_in_somebodys_own_compiled_function():
     def one_step(compiler):
-        p, g, m, v, count = torch.ones(8), torch.arange(8.0), torch.zeros(8), torch.zeros(8), torch.zeros(())
-        compiler(lambda: adamlib.adam([p], [g * 2], [m], [v], [], [count], fused=True, **SETTINGS))()
-        assert float(count) == 1
-        return p, m, v
+        lists, g = six_lists([torch.ones(8)]), torch.arange(8.0)
+        compiler(lambda: adamlib.adam(lists[0], [g * 2], *lists[2:], fused=True, **SETTINGS))()
+        assert float(lists[5][0]) == 1
+        return [column[0] for column in lists if column]
 
     assert_equal(eager_and_compiled(one_step, "aot_eager"))
 
@@ -218,7 +218,7 @@ def test_transforms_of_torch_func_go_through_a_training_loop():
 def test_vmap_goes_through_the_function_with_a_batched_lr():
     def step(lr, p0):
         p = p0.clone()
-        lists = [p], [p.clone()], [torch.zeros_like(p)], [torch.zeros_like(p)], [], [torch.tensor(0.0)]
+        lists = six_lists([p], [p.clone()])
         adamlib.adam(*lists, differentiable=True, **SETTINGS | dict(lr=lr, eps=1.0))
         return p.sum()
 

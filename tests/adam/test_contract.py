@@ -15,7 +15,7 @@ import os
 
 import pytest
 import torch
-from parameter_zoo import ALL_FLAGS, SETTINGS, comparable, each_variant
+from parameter_zoo import ALL_FLAGS, SETTINGS, comparable, each_variant, six_lists
 
 import adamlib
 
@@ -322,12 +322,6 @@ def test_a_count_below_0_is_refused_where_it_is_read(variant):
 
 # --- the function, called directly
 
-def six_lists(n, *, amsgrad=False, size=3):
-    """What adam() takes: n parameters, gradients, m, v, with amsgrad maxima of v, and counts."""
-    columns = [[torch.full((size,), float(k)) for _ in range(n)] for k in (1, 2, 3, 1)]
-    return [*columns, [torch.ones(size) for _ in range(n * amsgrad)], [torch.tensor(1.0) for _ in range(n)]]
-
-
 def call(columns, **options):
     adamlib.adam(*columns, **SETTINGS | dict(weight_decay=0.1) | options)
 
@@ -336,7 +330,7 @@ def call(columns, **options):
 @pytest.mark.parametrize("short", range(6))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lists_of_unequal_length_are_refused(variant, short, left):
-    columns = six_lists(2, amsgrad=True)
+    columns = six_lists([torch.ones(3), torch.ones(3)], amsgrad=True)
     del columns[short][left:]
     before = [[plain(t) for t in column] for column in columns]
     with pytest.raises(IndexError, match="one length"), torch.no_grad():
@@ -346,8 +340,7 @@ def test_lists_of_unequal_length_are_refused(variant, short, left):
 
 @each_variant
 def test_a_leaf_is_refused_where_gradients_are_recorded(variant):
-    columns = six_lists(2)
-    columns[0][1].requires_grad_()
+    columns = six_lists([torch.ones(3), torch.ones(3, requires_grad=True)])
     before = [[plain(t) for t in column] for column in columns]
     with pytest.raises(RuntimeError, match="parameter 1: a leaf Variable that requires grad"):
         call(columns, **ALL_FLAGS[variant])
@@ -359,8 +352,7 @@ def test_a_leaf_is_refused_where_gradients_are_recorded(variant):
 def test_autograd_goes_through_the_function_whatever_is_cut(variant, size):
     """Pieces of a tensor that autograd follows could not be written in place."""
     w = torch.ones(size, requires_grad=True)
-    columns = six_lists(1, size=size)
-    columns[0] = [w * 1]
+    columns = six_lists([w * 1])
     call(columns, decoupled_weight_decay=True, **ALL_FLAGS[variant])
     columns[0][0].sum().backward()
     torch.testing.assert_close(w.grad, torch.full((size,), 0.99))

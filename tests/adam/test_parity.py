@@ -8,7 +8,7 @@ import pytest
 import torch
 from parameter_zoo import (
     ALL_FLAGS, CAPTURABLE, FLAGS, SAME_BITS, TORCH, awkward_parameters, comparable, difference, each_capturable,
-    each_of_torchs, same_bits, set_gradients,
+    each_of_torchs, same_bits, set_gradients, six_lists,
 )
 
 import adamlib
@@ -203,10 +203,11 @@ def test_groups_of_one_optimizer_may_use_different_variants_and_options(dtype, t
 def test_the_function_gives_the_bits_of_torchs_function(variant, dtype, tally):
     def scenario(library):
         params = list(awkward_parameters(dtype, fused=variant == "fused").values())
-        zeros = lambda: [torch.zeros_like(p, requires_grad=False) for p in params]
-        moments, counts = [zeros(), zeros(), zeros() if flags["amsgrad"] else []], [torch.zeros(shape) for _ in params]
+        _, grads, *moments, counts = six_lists(params, amsgrad=flags["amsgrad"])
+        counts = [count.reshape(shape) for count in counts]
         for step in range(1, STEPS + 1):
-            grads = [torch.empty_like(p, requires_grad=False).fill_(math.sin(step + i)) for i, p in enumerate(params)]
+            for i, grad in enumerate(grads):
+                grad.fill_(math.sin(step + i))
             with torch.no_grad():
                 library.adam(params, grads, *moments, counts, **FLAGS[variant], **options)
         return params, moments, counts

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from parameter_zoo import six_lists
 
 import adamlib
 from adamlib.variants.pointer_table import CAPTURES, Addresses, GroupLists, build, chunk_map, number_rows, places
@@ -14,13 +15,9 @@ ORDINARY = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, dec
 
 
 def group(params, *, amsgrad=False, **replaced):
-    """Lists for these parameters: gradients of ones, state in their layout, counts at zero; some of it replaced."""
-    made = dict(
-        grads=[torch.ones_like(p) for p in params], state_steps=[torch.zeros((), device=p.device) for p in params],
-        exp_avgs=[torch.zeros_like(p) for p in params], exp_avg_sqs=[torch.zeros_like(p) for p in params],
-        max_exp_avg_sqs=[torch.zeros_like(p) for p in params * amsgrad],
-    )
-    return GroupLists(params, amsgrad=amsgrad, **ORDINARY | made | replaced)
+    """Lists for these parameters, some of it replaced."""
+    made = dict(zip(GroupLists._fields, six_lists(params, amsgrad=amsgrad)), amsgrad=amsgrad)
+    return GroupLists(**ORDINARY | made | replaced)
 
 
 def test_no_chunk_is_without_work():

@@ -15,7 +15,7 @@ import pickle
 import pytest
 import torch
 from parameter_zoo import (
-    FLAGS, SETTINGS, Raises, each_capturable, operations, trained, unlike_torch, weights,
+    FLAGS, SETTINGS, Raises, each_capturable, operations, six_lists, trained, unlike_torch, weights,
 )
 
 import adamlib
@@ -24,15 +24,10 @@ POISON = 77.0
 
 # --- fused and memory that is not its own
 
-def fused_step(library, p, grad, exp_avg=None):
-    m = torch.zeros_like(p) if exp_avg is None else exp_avg
-    library.adam([p], [grad], [m], [torch.zeros_like(p)], [], [torch.tensor(0.0)], fused=True, **SETTINGS)
-
-
 @unlike_torch(theirs="the neighbours", ours=Raises(RuntimeError, "does not fill its memory without gaps"))
 def test_fused_writes_between_the_elements_of_a_slice(library):
     buffer = torch.full((6, 5), POISON)
-    fused_step(library, buffer[:, ::2], torch.ones(6, 3))  # the odd columns belong to somebody else
+    library.adam(*six_lists([buffer[:, ::2]]), fused=True, **SETTINGS)  # the odd columns belong to somebody else
     changed = buffer != POISON
     assert not changed[:, ::2].all(), "and leaves part of the parameter unstepped"
     return "the neighbours" if changed[:, 1::2].any() else "nothing"
@@ -41,14 +36,16 @@ def test_fused_writes_between_the_elements_of_a_slice(library):
 @unlike_torch(theirs="behind its end", ours=Raises(RuntimeError, "exp_avg has shape (2,)"))
 def test_fused_writes_behind_the_end_of_a_state_that_is_too_small(library):
     memory = torch.full((16,), POISON)
-    fused_step(library, torch.ones(3), torch.ones(3), exp_avg=memory[:2].zero_())
+    lists = six_lists([torch.ones(3)])
+    lists[2] = [memory[:2].zero_()]
+    library.adam(*lists, fused=True, **SETTINGS)
     return "behind its end" if memory[2] != POISON else "nothing"
 
 
 @unlike_torch(theirs="the wrong weights", ours=Raises(RuntimeError, "the gradient has strides"))
 def test_fused_adds_the_wrong_gradients_where_they_lie_in_another_order(library):
     gradient, p = torch.arange(12.0).reshape(4, 3) - 5.5, torch.zeros(3, 4).t()
-    fused_step(library, p, gradient)  # row by row, the parameter lies column by column
+    library.adam(*six_lists([p], [gradient]), fused=True, **SETTINGS)  # row by row; p lies column by column
     return "the right weights" if torch.equal(p.sign(), -gradient.sign()) else "the wrong weights"
 
 

@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from parameter_zoo import six_lists
 from torch.optim.adam import adam as torch_adam
 
 pytest.importorskip("triton")
@@ -221,14 +222,13 @@ def test_infinities_and_nan_are_where_the_for_loop_has_them(options):
     """Every pair of strange weight and strange gradient, for three steps, so that m and v are strange as well."""
     options = OPTIONS | dict(lr=0.1, beta1=0.9, eps=1e-8) | options
     p, gradient = STRANGE.t().to(DEVICE).contiguous()
-    lists = [p], [gradient], *([torch.zeros_like(p)] for _ in range(2)), [torch.zeros_like(p)] * options["amsgrad"]
-    ours, loops = ([[t.clone() for t in column] for column in lists] for _ in range(2))
-    kernel, counts = small_kernel(), [[torch.zeros((), device=device)] for device in (DEVICE, "cpu")]
+    ours, loops = (six_lists([p.clone()], [gradient.clone()], amsgrad=options["amsgrad"]) for _ in range(2))
+    kernel = small_kernel()
     for t in range(3):
         if t == 2:  # something ordinary after all that
             ours[1][0].fill_(1.0), loops[1][0].fill_(1.0)
-        take_step(kernel, GroupLists(*ours, counts[0], **options))
-        torch_adam(*loops, counts[1], foreach=False, **options)
+        take_step(kernel, GroupLists(*ours, **options))
+        torch_adam(*loops, foreach=False, **options)
         for name, column, others in zip(GroupLists._fields, ours, loops):
             for a, b in zip(column, others):
                 close = torch.isclose(a.cpu(), b.cpu(), rtol=1e-5, atol=1e-6, equal_nan=True)
@@ -260,8 +260,7 @@ def test_any_order_of_dimensions(lay):
     values, stepped = torch.randn((2, 3, 4, 5, 6), generator=torch.Generator().manual_seed(2)).to(DEVICE), []
     for layout in (torch.clone, lay):
         p, g = map(layout, values.clone())
-        moments = [torch.zeros_like(p)], [torch.zeros_like(p)]
-        take_step(FusedTriton(), GroupLists([p], [g], *moments, [], [on_device_tensor(0.0)], **OPTIONS | L2))
+        take_step(FusedTriton(), GroupLists(*six_lists([p], [g]), **OPTIONS | L2))
         stepped.append(p)
     assert torch.equal(stepped[1], lay(stepped[0])) and not stepped[1].is_contiguous()
 
