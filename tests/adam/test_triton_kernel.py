@@ -1,7 +1,7 @@
 """The Triton kernel: in Triton's interpreter on the CPU, and compiled where there is a GPU.
 
-The same checks serve both. What is refused stands in test_pointer_table, that a refused step changes nothing in
-test_contract, how near the kernel is to torch's fused one in appendix D, whose outputs are compared.
+The same checks serve both. What is refused stands in test_pointer_table and test_contract, that a refused step changes
+nothing in test_contract, how near the kernel is to torch's fused one in appendix D, whose outputs are compared.
 """
 
 import itertools
