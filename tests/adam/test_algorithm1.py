@@ -31,63 +31,27 @@ def test_agrees_with_torch_in_every_option(options, is_complex):
         opt.step()
         path.append(θ.detach().numpy().copy())
     state = {key: value.numpy() for key, value in opt.state[θ].items()}
-    np.testing.assert_allclose(ours.theta, path, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(ours.state.m, state["exp_avg"], rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(ours.state.v, state["exp_avg_sq"], rtol=1e-12)
-    assert ours.state.step == state["step"] == 60
-    if "amsgrad" in options:
-        np.testing.assert_allclose(ours.state.v_max, state["max_exp_avg_sq"], rtol=1e-12)
-    else:
-        assert ours.state.v_max is None
+    near = dict(rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(ours.theta, path, **near)
+    for key, value in zip(state, ours.state):  # step, m, v, and v_max with amsgrad
+        np.testing.assert_allclose(value, state[key], **near)
+    assert (ours.state.v_max is None) == ("amsgrad" not in options)
 
 
 # --- by hand
 
 def test_first_steps():
-    """g = 2 then −1 with α = 1, β = (½, ¾), ε = 0."""
+    """g = 2 then −1 with α = 1, β = (½, ¾), ε = 0; then one of |g| = ε."""
     run = algorithm1(10.0, [2.0, -1.0], lr=1.0, betas=(0.5, 0.75), eps=0.0)
     assert (run.m.tolist(), run.v.tolist(), run.m_hat.tolist()) == ([1.0, 0.0], [1.0, 1.0], [2.0, 0.0])
     np.testing.assert_allclose(run.v_hat, [4.0, 1 / (1 - 0.5625)], rtol=1e-15)
     assert (run.theta.tolist(), run.delta.tolist()) == ([10.0, 9.0, 9.0], [1.0, 0.0])
-
-
-def test_epsilon_stands_outside_the_root_and_is_not_corrected():
     assert adam_step(0.0, 1e-8, lr=1.0, eps=1e-8).theta == pytest.approx(-0.5, rel=1e-12)
-    assert adam_step(0.0, 1e-6, lr=1.0, eps=1e-8).theta == pytest.approx(-1e-6 / (1e-6 + 1e-8), rel=1e-12)
 
 
-def test_the_papers_efficient_form_agrees():
-    α, β1, β2, ε, t = 1e-3, 0.9, 0.999, 1e-8, np.arange(1, 501)
-    run = algorithm1(0.0, np.random.default_rng(1).normal(size=500), α, (β1, β2), ε)
-    root_c2 = np.sqrt(1 - β2**t)
-    efficient = α * root_c2 / (1 - β1**t) * run.m / (np.sqrt(run.v) + ε * root_c2)
-    assert np.abs(run.delta - efficient).max() < 1e-16
-
-
-@pytest.mark.parametrize("power", [-40, -1, 3, 20])
-def test_scaling_gradients_by_a_power_of_two_changes_no_bit_when_eps_is_zero(power):
-    grads = np.random.default_rng(2).standard_t(2, size=(200, 4))
-    plain, scaled = (algorithm1(np.zeros(4), grads * scale, 1e-2, eps=0.0) for scale in (1.0, 2.0**power))
-    assert np.array_equal(plain.theta, scaled.theta)
-
-
-def test_constant_and_alternating_gradients():
-    np.testing.assert_allclose(algorithm1(0.0, np.full(2000, -7.3), 1e-3, eps=0.0).delta / 1e-3, -1.0, atol=1e-13)
-    alternating = algorithm1(0.0, (-1.0) ** np.arange(20_000), 1.0, eps=0.0).delta
-    assert abs(alternating[-1]) == pytest.approx(0.1 / 1.9, rel=1e-6)
-
-
-def test_complex_numbers_are_pairs():
-    step = adam_step(0j, 3 + 4j, lr=1.0, eps=0.0)
-    assert step.theta == pytest.approx(-1 - 1j, rel=1e-12)
-    assert step.state.v == pytest.approx((9 + 16j) * 1e-3)
+def test_nan_in_one_part_of_a_complex_number_leaves_the_other():
     lonely = adam_step(0j, 1 + 0j, lr=1.0, eps=0.0).theta  # the imaginary part is 0/0
     assert lonely.real == pytest.approx(-1) and np.isnan(lonely.imag)
-
-
-def test_amsgrad_takes_the_maximum_before_the_correction():
-    run = algorithm1(0.0, [10.0] + [0.1] * 50, lr=1.0, eps=0.0, amsgrad=True)
-    np.testing.assert_allclose(run.delta[[0, 1, 10, 50]], [1.0, 0.677, 0.200, 0.074], atol=5e-4)
 
 
 # --- what one may give it

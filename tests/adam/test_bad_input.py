@@ -13,7 +13,7 @@ PAIRS = torch.tensor([0.9, 0.9])
 
 # --- options
 
-IN_TORCHS_WORDS = [
+REFUSED_BY_TORCH = [
     dict(lr=-1), dict(lr=-1e-9), dict(lr=math.nan), dict(lr=-math.inf), dict(lr=torch.tensor(-1.0)),
     dict(lr=PAIRS), dict(lr=torch.tensor([])), dict(lr=LR, foreach=True), dict(lr=PAIRS, foreach=True),
     dict(eps=-1), dict(eps=math.nan), dict(weight_decay=-1), dict(weight_decay=math.nan),
@@ -23,8 +23,7 @@ IN_TORCHS_WORDS = [
     dict(lr=-1, eps=-1, betas=(2.0, 2.0)), dict(eps=-1, betas=(2.0, 2.0)), dict(betas=(2.0, 2.0), weight_decay=-1),
     dict(fused=True, differentiable=True), dict(fused=True, foreach=True),
     dict(fused=True, foreach=True, differentiable=True),
-]
-OF_A_WRONG_TYPE = [  # torch raises an error of the same type, in Python's words
+    # a TypeError in Python's words
     dict(lr="0.1"), dict(lr=None), dict(lr=[0.1]), dict(lr=1j), dict(eps=None), dict(eps="small"),
     dict(weight_decay=None), dict(weight_decay="L2"), dict(betas=None), dict(betas=0.9), dict(betas=("0.9", "0.99")),
 ]
@@ -34,38 +33,32 @@ NOTICED_LATE_BY_TORCH = [  # or in words that do not help
 ]
 
 
+def error_of(cls, params, **options):
+    with pytest.raises((ValueError, RuntimeError, TypeError)) as raised:
+        cls(params, **options)
+    return raised.value
+
+
 @each_class
-@pytest.mark.parametrize("wrong", IN_TORCHS_WORDS, ids=str)
-@as_in_torch
-def test_the_constructor_refuses_in_torchs_words(library, name, wrong):
-    getattr(library, name)(weights(), **wrong)
-
-
-@pytest.mark.parametrize("wrong", OF_A_WRONG_TYPE, ids=str)
-def test_values_of_a_wrong_type_raise_as_in_torch(wrong):
-    with pytest.raises(Exception) as theirs:
-        torch.optim.Adam(weights(), **wrong)
-    with pytest.raises(type(theirs.value)):
-        adamlib.Adam(weights(), **wrong)
+@pytest.mark.parametrize("wrong", REFUSED_BY_TORCH, ids=str)
+def test_the_constructor_refuses_in_torchs_words(name, wrong):
+    ours, theirs = (error_of(getattr(library, name), weights(), **wrong) for library in (adamlib, torch.optim))
+    assert type(ours) is type(theirs) and (type(theirs) is TypeError or str(theirs) in str(ours))
 
 
 @pytest.mark.parametrize("wrong", NOTICED_LATE_BY_TORCH, ids=str)
 def test_what_torch_notices_late_is_refused_at_once(wrong):
-    with pytest.raises((ValueError, RuntimeError, TypeError), match="|".join(wrong).replace("betas", "beta")):
-        adamlib.Adam(weights(), **wrong)
+    assert any(option.rstrip("s") in str(error_of(adamlib.Adam, weights(), **wrong)) for option in wrong)
 
 
-@pytest.mark.parametrize("wrong", IN_TORCHS_WORDS + OF_A_WRONG_TYPE + NOTICED_LATE_BY_TORCH, ids=str)
+@pytest.mark.parametrize("wrong", REFUSED_BY_TORCH + NOTICED_LATE_BY_TORCH, ids=str)
 def test_the_options_of_a_group_are_checked_like_the_constructors(wrong):
     """torch does not look at them: with lr=-1.0 in a group it runs uphill."""
-    with pytest.raises(Exception) as of_the_constructor:
-        adamlib.Adam(weights(), **wrong)
-    words, error = str(of_the_constructor.value), type(of_the_constructor.value)
-    with pytest.raises(error) as of_the_group:
-        adamlib.Adam([dict(params=weights()), dict(params=weights(), **wrong)])
-    assert str(of_the_group.value) == words
+    of_the_constructor = error_of(adamlib.Adam, weights(), **wrong)
+    of_a_group = error_of(adamlib.Adam, [dict(params=weights()), dict(params=weights(), **wrong)])
+    assert repr(of_a_group) == repr(of_the_constructor)
     opt = adamlib.Adam(weights())
-    with refused(opt, words, error):
+    with refused(opt, str(of_the_constructor), type(of_the_constructor)):
         opt.add_param_group(dict(params=weights(), **wrong))
     opt.add_param_group(dict(params=weights()))  # after the error a right group can still be added
 
@@ -80,7 +73,6 @@ def test_a_negative_learning_rate_in_a_group_runs_uphill_in_torch(library):
 
 
 # --- parameters and steps
-
 
 FUSED = "`fused=True` requires all the params to be floating point Tensors of supported devices"  # torch's words, too
 NEVER = "Adam steps floating-point and complex numbers"

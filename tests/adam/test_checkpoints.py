@@ -21,10 +21,6 @@ def stored(state_dict, weights_only=True):
     return torch.load(buffer, weights_only=weights_only)
 
 
-def saved(cls=adamlib.Adam, **options):
-    return copy.deepcopy(trained(cls, **options)[1].state_dict())
-
-
 def loaded(library, entry, **options):
     """Parameters, and an optimizer that has loaded an entry of its state, made by `entry(p)`, for each."""
     params = weights()
@@ -36,32 +32,25 @@ def loaded(library, entry, **options):
 
 # --- to torch and back
 
-
 @each_class
 @each_of_torchs
 @pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("weights_only", [True, False])
-def test_checkpoints_go_both_ways(name, variant, amsgrad, weights_only):
-    ours, theirs = getattr(adamlib, name), getattr(torch.optim, name)
+@pytest.mark.parametrize("way", ["to torch", "from torch", "to adamlib"])
+def test_checkpoints_go_both_ways(name, variant, amsgrad, way):
+    source, target = (torch.optim if way == where else adamlib for where in ("from torch", "to torch"))
     options = dict(lr=0.01, weight_decay=0.1, amsgrad=amsgrad, **FLAGS[variant])
-
-    def go_on(params, opt, steps):
-        for step in steps:
+    p, q = (awkward_parameters(torch.float32, fused=variant == "fused") for _ in range(2))
+    a, b = getattr(source, name)(p.values(), **options), getattr(target, name)(q.values(), **options)
+    for step in range(1, 10):
+        if step == 6:
+            for old, new in zip(p.values(), q.values()):
+                new.data.copy_(old.data)
+            b.load_state_dict(stored(a.state_dict(), weights_only=amsgrad))
+            assert comparable(a) == comparable(b)
+        for params, opt in ((p, a), (q, b))[: 1 + (step >= 6)]:
             set_gradients(params, step)
             opt.step()
-
-    for source, target in ((ours, theirs), (theirs, ours), (ours, ours)):
-        p, q = (awkward_parameters(torch.float32, fused=variant == "fused") for _ in "ab")
-        a, b = source(p.values(), **options), target(q.values(), **options)
-        go_on(p, a, range(1, 7))
-        with torch.no_grad():
-            for key in p:
-                q[key].copy_(p[key])
-        b.load_state_dict(stored(a.state_dict(), weights_only))
-        assert comparable(a) == comparable(b)
-        go_on(p, a, range(7, 12))
-        go_on(q, b, range(7, 12))
-        assert comparable(a) == comparable(b)
+    assert comparable(a) == comparable(b)
 
 
 @pytest.mark.parametrize("of", ALL_FLAGS)
@@ -103,28 +92,19 @@ def test_state_of_something_else_is_carried_along(library):
 
 # --- amsgrad switched on later
 
-
 @each_of_torchs
-@unlike_torch(theirs=Raises(KeyError, "max_exp_avg_sq"), ours=0.0)
-def test_amsgrad_can_be_switched_on_after_the_state_exists(library, variant):
+@pytest.mark.parametrize("how", ["in a group", "in a checkpoint"])
+@unlike_torch(theirs=Raises(KeyError, "max_exp_avg_sq"), ours=[0.0, 0.0])
+def test_amsgrad_can_be_switched_on_after_the_state_exists(library, variant, how):
     params, opt = trained(library.Adam, **FLAGS[variant])
+    if how == "in a checkpoint":
+        checkpoint = opt.state_dict()
+        checkpoint["param_groups"][0]["amsgrad"] = True
+        opt.load_state_dict(checkpoint)
     opt.param_groups[0]["amsgrad"] = True
     opt.step()
-    return max(float((opt.state[p]["max_exp_avg_sq"] - opt.state[p]["exp_avg_sq"]).abs().max()) for p in params)
-
-
-@each_variant
-def test_a_checkpoint_without_maxima_serves_amsgrad_and_goes_back_to_torch(variant):
-    checkpoint = saved(torch.optim.Adam)
-    checkpoint["param_groups"][0].update(amsgrad=True, **FLAGS[variant])
-    params, opt = trained(steps=0)
-    opt.load_state_dict(checkpoint)
-    for gradient in (1.0, 0.0):  # v rises, then falls
-        for p in params:
-            p.grad = torch.full_like(p, gradient)
-        opt.step()
-    assert all(bool((entry["max_exp_avg_sq"] > entry["exp_avg_sq"]).all()) for entry in opt.state.values())
-    torch.optim.Adam(weights()).load_state_dict(stored(opt.state_dict()))
+    torch.optim.Adam(weights()).load_state_dict(stored(opt.state_dict()))  # it goes back to torch
+    return [float((opt.state[p]["max_exp_avg_sq"] - opt.state[p]["exp_avg_sq"]).abs().max()) for p in params]
 
 
 # --- from older versions, and by way of schedules
@@ -148,18 +128,20 @@ def test_states_of_older_checkpoints_are_converted_and_go_on(library, variant, w
     return params, [entry["exp_avg"] for entry in opt.state.values()]
 
 
+LATE = torch.tensor(256.0, dtype=torch.bfloat16), torch.tensor(2048.0, dtype=torch.float16)  # here counting by 1 stops
+
+
 @each_variant
-@pytest.mark.parametrize("dtype, start", [(torch.bfloat16, 256.0), (torch.float16, 2048.0)], ids=str)
+@pytest.mark.parametrize("step", [3, 3.0, *LATE], ids=str)
 @pytest.mark.parametrize("how", ["loaded", "set"])
-def test_short_counts_do_not_stand_still(variant, dtype, start, how):
+def test_counts_as_numbers_and_short_ones_go_on(variant, step, how):
     """torch's for-loop goes on with a count that no longer grows; its foreach raises for float16."""
-    step = lambda: torch.tensor(start, dtype=dtype)
-    entry = lambda p: dict(step=step(), exp_avg=torch.ones_like(p), exp_avg_sq=torch.ones_like(p))
+    entry = lambda p: dict(step=step, exp_avg=torch.ones_like(p), exp_avg_sq=torch.ones_like(p))
     params, opt = loaded(adamlib, entry, **FLAGS[variant])
     if how == "set":
-        opt.state[params[0]]["step"] = step()
+        opt.state[params[0]]["step"] = step
     train(opt, params, 3)
-    assert counts(opt) == [start + 3, start + 3]
+    assert counts(opt) == [float(step) + 3] * 2
 
 
 @pytest.mark.parametrize("how", ["a checkpoint", "a pickle"])
@@ -200,50 +182,41 @@ def test_betas_that_older_versions_or_a_one_cycle_schedule_leave_load_and_run(li
 
 # --- what is refused
 
-
-def entry_with(**changes):
+def entry(**changes):
     return lambda checkpoint: checkpoint["state"][1].update(changes)
 
 
-def entry_without(key):
-    return lambda checkpoint: checkpoint["state"][1].pop(key)
-
-
-def group_with(**changes):
+def group(**changes):
     return lambda checkpoint: checkpoint["param_groups"][0].update(changes)
 
 
 KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of a parameter of shape (4,)
 DAMAGES = {  # what was done to a checkpoint: how, and words of the error
-    **{f"{key} {s}": (entry_with(**{key: torch.ones(s)}), f"{key} has shape {s}")
-       for key in KEYS for s in [(), (1,), (2,), (1, 4), (4, 1), (0,)]},
-    **{f"{key} is {value}": (entry_with(**{key: value}), key)
-       for key in (*KEYS, "step") for value in (None, "moment", [1.0, 2.0])},
-    **{f"no {key}": (entry_without(key), key) for key in ("step", "exp_avg", "exp_avg_sq")},
-    "an entry is no dict": (lambda checkpoint: checkpoint["state"].update({1: 3}), "not a dict"),
-    "another optimizer's": (lambda checkpoint: checkpoint["state"].update({1: {"momentum_buffer": 0}}), "has no"),
-    "a count of four": (entry_with(step=torch.ones(4)), "step must be one number"),
-    "no state": (lambda checkpoint: checkpoint.pop("state"), "state"),
-    "no groups": (lambda checkpoint: checkpoint.pop("param_groups"), "param_groups"),
-    "another group": (
-        lambda checkpoint: checkpoint["param_groups"].append(dict(checkpoint["param_groups"][0], params=[])),
-        "loaded state dict has a different number of parameter groups",
-    ),
-    "another parameter": (group_with(params=[0, 1, 2]), "doesn't match the size of optimizer's group"),
+    **{f"{key} {s}": (entry(**{key: torch.ones(s)}), f"{key} has shape {s}")
+       for key in KEYS for s in [(), (1,), (1, 4), (0,)]},
+    **{f"{key} is {value}": (entry(**{key: value}), key) for key in (*KEYS, "step") for value in (None, [1.0, 2.0])},
+    **{f"no {key}": (lambda checkpoint, key=key: checkpoint["state"][1].pop(key), key)
+       for key in ("step", "exp_avg", "exp_avg_sq")},
     **{f"no {option}": (lambda checkpoint, option=option: checkpoint["param_groups"][0].pop(option), option)
        for option in ("lr", "betas", "eps", "weight_decay")},
-    "lr -1": (group_with(lr=-1), "Invalid learning rate: -1"),
-    "betas 1.5": (group_with(betas=(0.9, 1.5)), "Invalid beta parameter at index 1: 1.5"),
-    "betas None": (group_with(betas=None), "NoneType"),
-    "fused and foreach": (group_with(fused=True, foreach=True), "`fused` and `foreach`"),
+    "no state": (lambda checkpoint: checkpoint.pop("state"), "state"),
+    "an entry is no dict": (lambda checkpoint: checkpoint["state"].update({1: 3}), "not a dict"),
+    "another optimizer's": (lambda checkpoint: checkpoint["state"].update({1: {"momentum_buffer": 0}}), "has no"),
+    "a count of four": (entry(step=torch.ones(4)), "step must be one number"),
+    "a count below 0": (entry(step=-1), "step must be one number, 0 or more"),
+    "another parameter": (group(params=[0, 1, 2]), "doesn't match the size of optimizer's group"),
+    "betas 1.5": (group(betas=(0.9, 1.5)), "Invalid beta parameter at index 1: 1.5"),
+    "betas None": (group(betas=None), "NoneType"),
+    "fused and foreach": (group(fused=True, foreach=True), "`fused` and `foreach`"),
 }
 
 
-@each_variant
+@pytest.mark.parametrize("variant", ["single_tensor", "fused"])
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_and_changes_nothing(variant, what):
     damage, words = DAMAGES[what]
-    checkpoint = saved(amsgrad=True, **FLAGS[variant])
+    _, source = trained(amsgrad=True, **FLAGS[variant])
+    checkpoint = copy.deepcopy(source.state_dict())
     damage(checkpoint)
     _, opt = trained(amsgrad=True, **FLAGS[variant])
     with refused(opt, words):
@@ -254,7 +227,8 @@ def test_a_damaged_checkpoint_is_refused_and_changes_nothing(variant, what):
 @unlike_torch(theirs="loaded", ours=Raises(ValueError, "max_exp_avg_sq has shape"))
 def test_torch_loads_moments_of_a_wrong_shape(library, shape):
     """It fails later, far from the cause, or a moment of shape (1,) broadcasts and nobody notices."""
-    checkpoint = saved(amsgrad=True)
+    _, opt = trained(library.Adam, amsgrad=True)
+    checkpoint = opt.state_dict()
     checkpoint["state"][1]["max_exp_avg_sq"] = torch.ones(shape)
-    trained(library.Adam, amsgrad=True)[1].load_state_dict(checkpoint)
+    opt.load_state_dict(checkpoint)
     return "loaded"

@@ -2,7 +2,7 @@
 
 A situation is prepared in the second of two groups, before the first step or after two, in every variant, with every
 set of options. If the variant takes the step, then parameters, moments and counts are those of the for-loop to
-rounding, NaN and ±inf where they are; gradients were only read and parameters keep their memory. If it raises, no
+rounding, NaN and ±inf where they are; gradients were only read, and what is stepped keeps its memory. If it raises, no
 parameter, moment, count or gradient of either group has changed and no state was made or dropped; once the situation
 is undone, the next step has the bits of a run that never met it. The table says which variants must take the step, so
 that refusing everything is no way to pass.
@@ -15,7 +15,7 @@ import os
 
 import pytest
 import torch
-from parameter_zoo import ALL_FLAGS, SETTINGS, each_variant
+from parameter_zoo import ALL_FLAGS, SETTINGS, comparable, each_variant, six_lists
 
 import adamlib
 
@@ -31,7 +31,7 @@ OPTIONS = [
 ]
 STARTS = (0, 2)  # steps before the situation
 if INTERPRETED:  # every step takes long there
-    VARIANTS, OPTIONS = {"triton": dict(fused="triton")}, OPTIONS[1:2]
+    VARIANTS, OPTIONS, STARTS = {"triton": dict(fused="triton")}, OPTIONS[1:2], (0, 1)
 
 
 class World:
@@ -98,14 +98,8 @@ def plain(value):
     """A tensor or a list as something that can be compared, memory and place included; the content is the last."""
     if not isinstance(value, torch.Tensor):
         return [value]
-    told = value.dtype, value.device, value.layout, tuple(value.shape), value.is_neg()
-    if value.is_sparse:
-        return told, value.to_dense().tolist()
-    content = None
-    if not value.is_meta:
-        copy = torch.empty(value.numel(), dtype=value.dtype).copy_(value.detach().flatten())
-        content = copy.view(torch.uint8).tolist()
-    return told, value.stride(), value.data_ptr(), content
+    looks, strides, content = comparable(value)
+    return looks, strides, None if value.is_sparse else (value.data_ptr(), value.is_neg()), content
 
 
 def agree(ours, loops):
@@ -117,7 +111,6 @@ def agree(ours, loops):
 
 
 # --- situations: what happens to `w.p`, a parameter of shape (4, 6), to its gradient, its state, its options
-
 
 def data(get, change):
     """Other memory, shape, dtype or device for a tensor, as `t.data = ...` gives them behind everybody's back."""
@@ -300,7 +293,8 @@ def test_a_step_is_the_for_loops_or_changes_nothing(variant, name, tally):
             assert variant in takes, f"{variant} {steps} {options} must refuse this step"
             after = w.looks()
             assert all(after[what] == look for what, look in before.items() if what.startswith("gradient"))
-            assert all(after[what][:-1] == look[:-1] for what, look in before.items() if what.startswith("parameter"))
+            stepped = ("parameter", "exp_avg", "max_exp_avg", *["step"] * ("count" not in name))
+            assert all(after[what][:-1] == look[:-1] for what, look in before.items() if what.startswith(stepped))
             loop = World(dict(foreach=False), options, steps)
             happen(loop)
             loop.opt.step()
@@ -328,13 +322,6 @@ def test_a_count_below_0_is_refused_where_it_is_read(variant):
 
 # --- the function, called directly
 
-
-def six_lists(n, *, amsgrad=False, size=3):
-    """What adam() takes: n parameters, gradients, m, v, with amsgrad maxima of v, and counts."""
-    columns = [[torch.full((size,), float(k)) for _ in range(n)] for k in (1, 2, 3, 1)]
-    return [*columns, [torch.ones(size) for _ in range(n * amsgrad)], [torch.tensor(1.0) for _ in range(n)]]
-
-
 def call(columns, **options):
     adamlib.adam(*columns, **SETTINGS | dict(weight_decay=0.1) | options)
 
@@ -343,7 +330,7 @@ def call(columns, **options):
 @pytest.mark.parametrize("short", range(6))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lists_of_unequal_length_are_refused(variant, short, left):
-    columns = six_lists(2, amsgrad=True)
+    columns = six_lists([torch.ones(3), torch.ones(3)], amsgrad=True)
     del columns[short][left:]
     before = [[plain(t) for t in column] for column in columns]
     with pytest.raises(IndexError, match="one length"), torch.no_grad():
@@ -353,8 +340,7 @@ def test_lists_of_unequal_length_are_refused(variant, short, left):
 
 @each_variant
 def test_a_leaf_is_refused_where_gradients_are_recorded(variant):
-    columns = six_lists(2)
-    columns[0][1].requires_grad_()
+    columns = six_lists([torch.ones(3), torch.ones(3, requires_grad=True)])
     before = [[plain(t) for t in column] for column in columns]
     with pytest.raises(RuntimeError, match="parameter 1: a leaf Variable that requires grad"):
         call(columns, **ALL_FLAGS[variant])
@@ -366,15 +352,13 @@ def test_a_leaf_is_refused_where_gradients_are_recorded(variant):
 def test_autograd_goes_through_the_function_whatever_is_cut(variant, size):
     """Pieces of a tensor that autograd follows could not be written in place."""
     w = torch.ones(size, requires_grad=True)
-    columns = six_lists(1, size=size)
-    columns[0] = [w * 1]
+    columns = six_lists([w * 1])
     call(columns, decoupled_weight_decay=True, **ALL_FLAGS[variant])
     columns[0][0].sum().backward()
     torch.testing.assert_close(w.grad, torch.full((size,), 0.99))
 
 
 # --- what an error advises helps
-
 
 def drop_state(w):
     w.opt.state.pop(w.p)

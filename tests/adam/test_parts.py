@@ -6,14 +6,7 @@ import torch
 from adamlib import functional
 from adamlib.functional import by_kind, in_parts
 
-SHAPES = [
-    [(3,)],
-    [(25,)],
-    [(2, 3), (25,), (), (0,), (4, 10), (1,)],
-    [(5,)] * 7,
-    [(10,), (11,), (1,), (9, 1)],
-    [(0,), (0,)],
-]
+SHAPES = [[(3,)], [(2, 3), (25,), (), (0,), (4, 10), (1,)], [(5,)] * 7, [(10,), (11,), (1,), (9, 1)], [(0,), (0,)]]
 
 
 @pytest.fixture(autouse=True)

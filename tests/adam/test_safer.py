@@ -1,8 +1,8 @@
 """Where torch hurts its users: what torch 2.13 does, after which a test is named, and what adamlib does instead.
 
-Tests that show torch writing or reading foreign memory do so inside one allocation of their own, so nothing
-outside it is touched: the parameter and the memory around it are views of one poisoned buffer.
-Checkpoints (test_checkpoints.py) and options of a group (test_bad_input.py) have such cases, too.
+Tests that show torch writing foreign memory do so inside one allocation of their own: the parameter and the memory
+around it are views of one poisoned buffer. Checkpoints (test_checkpoints.py) and options of a group (test_bad_input.py)
+have such cases, too. That a step which is refused changes nothing stands in test_contract.py.
 """
 
 import ast
@@ -15,7 +15,7 @@ import pickle
 import pytest
 import torch
 from parameter_zoo import (
-    FLAGS, SETTINGS, Raises, each_capturable, operations, trained, unchanged_if_it_fails, unlike_torch, weights,
+    FLAGS, SETTINGS, Raises, each_capturable, operations, six_lists, trained, unlike_torch, weights,
 )
 
 import adamlib
@@ -24,16 +24,11 @@ POISON = 77.0
 
 # --- fused and memory that is not its own
 
-
 @unlike_torch(theirs="the neighbours", ours=Raises(RuntimeError, "does not fill its memory without gaps"))
 def test_fused_writes_between_the_elements_of_a_slice(library):
     buffer = torch.full((6, 5), POISON)
-    p = buffer[:, ::2].requires_grad_()  # every other column; the odd columns belong to somebody else
-    opt = library.Adam([p], lr=1.0, fused=True)
-    p.grad = torch.ones(6, 3)
-    with unchanged_if_it_fails(opt):
-        opt.step()
-    changed = buffer.detach() != POISON
+    library.adam(*six_lists([buffer[:, ::2]]), fused=True, **SETTINGS)  # the odd columns belong to somebody else
+    changed = buffer != POISON
     assert not changed[:, ::2].all(), "and leaves part of the parameter unstepped"
     return "the neighbours" if changed[:, 1::2].any() else "nothing"
 
@@ -41,26 +36,20 @@ def test_fused_writes_between_the_elements_of_a_slice(library):
 @unlike_torch(theirs="behind its end", ours=Raises(RuntimeError, "exp_avg has shape (2,)"))
 def test_fused_writes_behind_the_end_of_a_state_that_is_too_small(library):
     memory = torch.full((16,), POISON)
-    exp_avg = memory[:2].zero_()  # two elements for a parameter of three
-    lists = [torch.ones(3)], [torch.ones(3)], [exp_avg], [torch.zeros(3)], [], [torch.tensor(0.0)]
+    lists = six_lists([torch.ones(3)])
+    lists[2] = [memory[:2].zero_()]
     library.adam(*lists, fused=True, **SETTINGS)
     return "behind its end" if memory[2] != POISON else "nothing"
 
 
 @unlike_torch(theirs="the wrong weights", ours=Raises(RuntimeError, "the gradient has strides"))
 def test_fused_adds_the_wrong_gradients_where_they_lie_in_another_order(library):
-    gradient = torch.arange(12.0).reshape(4, 3) - 5
-    p = torch.zeros(3, 4).t().requires_grad_()
-    opt = library.Adam([p], lr=0.1, eps=1.0, fused=True)
-    p.grad = gradient.clone()  # row by row, the parameter lies column by column
-    with unchanged_if_it_fails(opt):
-        opt.step()
-    right = -0.1 * gradient / (gradient.abs() + 1)
-    return "the right weights" if torch.allclose(p.detach(), right) else "the wrong weights"
+    gradient, p = torch.arange(12.0).reshape(4, 3) - 5.5, torch.zeros(3, 4).t()
+    library.adam(*six_lists([p], [gradient]), fused=True, **SETTINGS)  # row by row; p lies column by column
+    return "the right weights" if torch.equal(p.sign(), -gradient.sign()) else "the wrong weights"
 
 
 # --- mixed precision
-
 
 def amp_step(params, opt):
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
@@ -120,7 +109,6 @@ def test_overflows_on_several_devices_do_not_call_the_step_off(library, overflow
 
 
 # --- capturable
-
 
 @each_capturable
 @unlike_torch(theirs=Raises(AssertionError, "capturable=True"), ours=0.9)
@@ -184,8 +172,7 @@ def test_capture_without_the_flag_is_refused():
 
 # --- differentiable
 
-
-@pytest.mark.parametrize("steps", [3, 4, 30])
+@pytest.mark.parametrize("steps", [3, 30])
 @unlike_torch(theirs=Raises(RuntimeError, "modified by an inplace operation"), ours=True)
 def test_amsgrad_cannot_be_differentiated_over_many_steps(library, steps):
     leaf = torch.ones(3, dtype=torch.float64, requires_grad=True)
@@ -211,7 +198,6 @@ def test_gradients_are_finite_where_v_is_zero(library, amsgrad):
 
 
 # --- errors that say what to do
-
 
 FILES = sorted(pathlib.Path(inspect.getfile(adamlib)).parent.rglob("*.py"))
 

@@ -28,17 +28,6 @@ def exact_square(β1, β2, t):
     return float(sum(x * x / y for x, y in zip(a, b, strict=True)))
 
 
-def steps_of_torch(grads, eps):
-    """Δ for each gradient of one weight, with α = 1."""
-    θ, steps = torch.zeros((), dtype=torch.float64, requires_grad=True), []
-    opt = torch.optim.Adam([θ], lr=1.0, eps=eps)
-    for g in grads:
-        before, θ.grad = θ.item(), torch.tensor(g)
-        opt.step()
-        steps.append(before - θ.item())
-    return np.array(steps)
-
-
 # --- the formula
 
 @each_of(SOME_BETAS + [(0.0, 0.999), (0.3, 0.30000001), (1e-9, 0.5)])
@@ -59,9 +48,14 @@ def test_weights_are_probabilities_and_reproduce_both_moments():
     assert sb.averaging_weights(0.0, 3).tolist() == [1.0, 0.0, 0.0]
 
 
-def test_step_ratios_are_the_steps_of_torch():
-    grads = np.random.default_rng(1).standard_t(2, size=100)
-    assert_allclose(sb.step_ratios(grads, *DEFAULTS), steps_of_torch(grads, eps=0.0), atol=1e-12)
+def test_step_ratios_are_the_steps_of_torch_and_0_while_a_weight_sleeps():
+    grads, θ, steps = np.random.default_rng(1).standard_t(2, size=100), torch.zeros((), dtype=torch.float64), []
+    opt = torch.optim.Adam([θ], lr=1.0, eps=0.0)
+    for g in grads:
+        before, θ.grad = θ.item(), torch.tensor(g)
+        opt.step()
+        steps.append(before - θ.item())
+    assert_allclose(sb.step_ratios(grads, *DEFAULTS), steps, atol=1e-12)
     assert sb.step_ratios([0.0, 0.0, -3.0], *DEFAULTS)[:2].tolist() == [0.0, 0.0]
 
 
@@ -78,9 +72,9 @@ def test_one_sequence_attains_the_bound_at_every_step(betas):
 
 
 def test_the_extremal_sequence_of_rmsprop_is_a_spike_at_the_end():
-    assert sb.extremal_gradients(0.0, 0.99, 4).tolist() == [0, 0, 0, 1]
-    ratios = sb.step_ratios(sb.extremal_gradients(0.0, 0.99, 50), 0.0, 0.99)
-    assert ratios[-1] == pytest.approx(sb.worst_ratio(0.0, 0.99, 50), rel=1e-13)
+    spike = sb.extremal_gradients(0.0, 0.99, 50)
+    assert spike.tolist() == [0.0] * 49 + [1.0]
+    assert sb.step_ratios(spike, 0.0, 0.99)[-1] == pytest.approx(sb.worst_ratio(0.0, 0.99, 50), rel=1e-13)
 
 
 @each_of([*SOME_BETAS, (0.0, 0.9), (0.99, 0.99), (0.8, 0.8)])
@@ -99,7 +93,7 @@ def test_heavy_tailed_gradients_never_exceed_the_bound(betas):
 
 
 @each_of([DEFAULTS, (0.9, 0.99), (0.9, 0.85), (0.9, 0.7), (0.3, 0.999), (0.95, 0.95)])
-@pytest.mark.parametrize("t", [2, 5, 30])
+@pytest.mark.parametrize("t", [2, 5, 20])
 def test_adversarial_search_ends_at_the_bound_and_not_above(betas, t):
     """Maximise |m̂_t|/√v̂_t over all gradients by L-BFGS through the recursion itself."""
     β1, β2 = betas
@@ -190,21 +184,13 @@ def test_supremum(betas, supremum):
         assert sb.worst_ratio(*betas, 10**6) == pytest.approx(C, rel=1e-12)
 
 
-def test_how_fast_it_grows_where_it_is_unbounded():
-    assert sb.worst_ratio(0.9, 0.81, 10**8) == pytest.approx(math.sqrt(1e8 * 0.1 / 1.9), rel=1e-6)
-    assert sb.worst_ratio(0.9, 0.7, 10**9) == math.inf
-
-
 GRID = [(β1, β2) for β1 in np.round(np.arange(0, 1, 0.04), 2) for β2 in np.round(np.arange(0.04, 1, 0.04), 2)]
 
 
-def test_alpha_is_a_bound_only_for_equal_betas():
-    assert all((sb.worst_ratio(β1, β2, 2) > 1) == (β1 != β2) for β1, β2 in GRID)
-
-
-def test_where_the_papers_bound_holds():
+def test_alpha_is_a_bound_for_equal_betas_and_where_the_papers_bound_holds():
     """(1−β₁)/√(1−β₂) or 1, by the paper's cases: right for β₁ = 0 and β₁ = β₂, else exceeded by t = 600."""
     for β1, β2 in GRID:
+        assert (sb.worst_ratio(β1, β2, 2) > 1) == (β1 != β2)
         paper = max((1 - β1) / math.sqrt(1 - β2), 1.0)
         assert (sb.worst_ratio(β1, β2, 600) <= paper * (1 + 1e-9)) == (β1 in (0.0, β2)), (β1, β2)
 
@@ -255,9 +241,9 @@ def test_single_spike(t):
     assert ratio == pytest.approx(-sb.spike_ratio(*DEFAULTS, t), rel=1e-12)
 
 
-def test_waking_up_through_torch():
+def test_waking_up():
     """20 000 zeros, then ones: the peak 6.5685 comes at the 12th one."""
-    woken, n = steps_of_torch(np.repeat([0.0, 1.0], [20_000, 200]), eps=1e-30)[20_000:], np.arange(1, 201)
+    woken, n = sb.step_ratios(np.repeat([0.0, 1.0], [20_000, 200]), *DEFAULTS)[20_000:], np.arange(1, 201)
     assert woken.argmax() + 1 == 12 and woken.max() == pytest.approx(6.5685, abs=5e-5)
     assert_allclose(woken, sb.constant_after_zeros_ratio(*DEFAULTS, n, 20_000), rtol=1e-10)
     assert_allclose(woken, sb.constant_after_zeros_ratio(*DEFAULTS, n), rtol=1e-8)
@@ -300,6 +286,9 @@ def test_corners():
     assert (sb.worst_ratio(0.9, 0.9 + 1e-12, np.arange(1, 1000)) >= 1.0).all()
     assert sb.worst_ratio(*DEFAULTS, 10**12) == pytest.approx(7.270292, abs=5e-7)
     assert isinstance(sb.worst_ratio(*DEFAULTS, 7), float)
+    # how fast it grows where it is unbounded
+    assert sb.worst_ratio(0.9, 0.81, 10**8) == pytest.approx(math.sqrt(1e8 * 0.1 / 1.9), rel=1e-6)
+    assert sb.worst_ratio(0.9, 0.7, 10**9) == math.inf
     # so close to one, 1 − βᵗ as it stands loses most of its digits
     near_one = 0.99999, 0.9999999999, 2
     assert sb.worst_ratio(*near_one) ** 2 == pytest.approx(exact_square(*near_one), rel=1e-13)

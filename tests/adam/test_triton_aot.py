@@ -22,8 +22,6 @@ GPUS = {75: "T4", 80: "A100", 90: "H100, H200"}
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 CASES = {  # what is stepped: (how, loads and stores of 16 bytes that each thread makes for a whole block)
     "fp32": (dict(machine_code=True), 8, 6),
-    "fp32 amsgrad": (dict(amsgrad=True), 10, 8),
-    "fp32 scaled": (dict(scaled=True), 8, 8),
     "fp32 amsgrad scaled": (dict(amsgrad=True, scaled=True), 10, 10),
     "fp16": (dict(dtype=F16, state=F16), 4, 3),
     "bf16": (dict(dtype=BF16, state=BF16), 4, 3),
