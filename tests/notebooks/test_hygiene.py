@@ -1,34 +1,24 @@
 """The notebooks are clean, and what hygiene.py is to find it finds."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
-import nbformat
 import pytest
-from cells import FOLDED, SOLUTION, code, picture, printed, text, written
+from cells import FOLDED, SOLUTION, code, picture, printed, read, text, written
+from hygiene import code_cells, problems, tags
 from nbformat.v4 import new_output
+from series import ROOT, TOOLS, chapters
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "notebooks/tools"))
-from hygiene import code_cells, problems, tags  # noqa: E402
-from series import chapters  # noqa: E402
-
-SETUP = ROOT / "notebooks/tools/setup_cell.py"
-NOTEBOOKS = chapters(ROOT / "notebooks")
+SETUP = TOOLS / "setup_cell.py"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_clean(path):
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_notebook_is_clean_and_begins_with_the_setup_cell(path):
     found = problems(path)
     assert not found, "\n".join(found)
-
-
-def test_all_chapters_begin_with_the_same_setup_cell():
-    first = {path.name: code_cells(nbformat.read(path, as_version=4))[0] for path in NOTEBOOKS}
-    assert all("setup" in tags(cell) for cell in first.values())
-    assert {cell.source for cell in first.values()} == {SETUP.read_text(encoding="utf-8").strip()}
+    first = code_cells(read(path))[0]
+    assert "setup" in tags(first) and first.source == SETUP.read_text(encoding="utf-8").strip()
 
 
 def set_up(folder, *before):
