@@ -72,12 +72,9 @@ BAD_CELLS = {
     "are not compared": code(metadata={"tags": ["nbval-skip"]}),
     "1 of 1 code cells are not compared": code("# NBVAL_IGNORE_OUTPUT\n1 + 1"),
 }
-GOOD_CELLS = {
-    "prose": text("The step is [bounded](../LICENSE), see [torch](https://pytorch.org)."),
-    "code": code(outputs=[printed("ratio 1/2 a/home/b ")]),
-    "figure": code(outputs=[picture("two curves")], metadata=FOLDED),
+GOOD_CELLS = {  # those of the chapters have no problem either
+    "no path": code(outputs=[printed("ratio 1/2 a/home/b ")]),
     "an open figure": code(outputs=[picture("two curves")], metadata={"tags": ["show-source"]}),
-    "solution": code("#@title Solution\nx = 1", SOLUTION),
     "expected error": code(metadata={"tags": ["raises-exception"]}, outputs=[RAISED]),
 }
 
@@ -111,10 +108,6 @@ def problems_of_chapter(folder, cells):
     for other in ("02_a.ipynb", "04_b.ipynb"):
         written(folder, other, [])
     return problems(written(folder, "03_c.ipynb", cells))
-
-
-def test_a_whole_chapter_passes(tmp_path):
-    assert problems_of_chapter(tmp_path, chapter()) == []
 
 
 @pytest.mark.parametrize("start, complaint", [

@@ -25,20 +25,21 @@ print(os.environ.get("MKL_CBWR"))"""
 # The cells of a notebook, each with what stands in it when it is run again, and with the runs that notice: the first
 # with the versions of the stored outputs, the second with others, and on another code path.
 CELLS = {
-    "the same figure": (FIGURE, FIGURE, set()),
-    "another curve": (FIGURE, FIGURE.replace("3]", "3.05]"), {"first"}),
-    "a picture that is broken": (FIGURE, FIGURE, {"first"}),
-    "the same result": ("object", "object", set()),
-    "one unit of the last digit": (PRINT, PRINT.replace("+ 0", "+ 0.01"), set()),
-    "two units of the last digit": (PRINT, PRINT.replace("+ 0", "+ 0.02"), {"first", "second"}),
-    "what another torch may print": (PRINT, PRINT.replace("+ 0", "+ 0.02"), {"first"}),
-    "an output that is missing": ("print(1)", "print(1)", {"first", "second"}),
-    "the code path": (PATH, PATH, {"second"}),
+    "the same figure": (FIGURE, FIGURE, ""),
+    "another curve": (FIGURE, FIGURE.replace("3]", "3.05]"), "first"),
+    "a broken picture": (FIGURE, FIGURE, "first second"),
+    "the same result": ("object", "object", ""),
+    "one unit of the last digit": (PRINT, PRINT.replace("+ 0", "+ 0.01"), ""),
+    "two units of the last digit": (PRINT, PRINT.replace("+ 0", "+ 0.02"), "first second"),
+    "what another torch may print": (PRINT, PRINT.replace("+ 0", "+ 0.02"), "first"),
+    "a missing output": ("print(1)", "print(1)", "first second"),
+    "the code path": (PATH, PATH, "second"),
 }
-NUMBER = {name: number for number, name in enumerate(CELLS)}
+BROKEN, TORCH, MISSING = map(list(CELLS).index, ("a broken picture", "what another torch may print", "a missing output"))
 
 
 def run(folder, *command, **environment):
+    """Where a variable chooses a code path, which no kernel is to see."""
     environment = {**os.environ, "ADAM_FIGURES": "", "MKL_CBWR": "AVX2", **environment}
     done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, encoding="utf-8", env=environment)
     return done.returncode, done.stdout + done.stderr
@@ -50,8 +51,13 @@ def nbval(path, **environment):
 
 
 def noticed(said):
-    """The names of the cells that failed."""
-    return {list(CELLS)[int(number)] for number in re.findall(r"^FAILED \S+::Cell (\d)", said, re.MULTILINE)}
+    """The cells that failed."""
+    failed = {int(number) for number in re.findall(r"^FAILED \S+::Cell (\d)", said, re.MULTILINE)}
+    return [name for number, name in enumerate(CELLS) if number in failed]
+
+
+def to_notice(run):
+    return [name for name, (*_, runs) in CELLS.items() if run in runs]
 
 
 def pin(folder, package, to):
@@ -75,51 +81,44 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def executed(repository):
-    """Three notebooks and what executing them says: two with CELLS, once as new, once with outputs; one that raises."""
+    """What executing says, and three notebooks: CELLS without outputs, CELLS with old ones, and one that raises."""
     new = [new_code_cell(source) for source, *_ in CELLS.values()]
-    new[NUMBER["what another torch may print"]].metadata["tags"] = ["this-torch"]
+    new[TORCH].metadata["tags"] = ["this-torch"]
     old = [code(cell.source, dict(cell.metadata), count=7, outputs=[printed("old")]) for cell in new]
-    raising = [new_code_cell("1 + 1"), new_code_cell("1 / 0")]
-    paths = [written(repository, f"00_{name}.ipynb", cells)
-             for name, cells in (("new", new), ("old", old), ("raises", raising))]  # fmt: skip
-    before = paths[-1].read_bytes()
-    return paths, before, run(repository, "notebooks/tools/execute.py", *paths)
+    notebooks = {"new": new, "old": old, "raises": [code("1 + 1", count=3), code("1 / 0")]}
+    paths = [written(repository, f"00_{name}.ipynb", cells) for name, cells in notebooks.items()]
+    before = paths[2].read_bytes()
+    return *run(repository, "notebooks/tools/execute.py", *paths), *paths, before
+
+
+def test_execute_stores_the_same_bytes_and_leaves_a_notebook_that_raises_as_it_was(executed):
+    status, said, new, old, raises, before = executed
+    assert new.read_bytes() == old.read_bytes()
+    assert '"None\\n"' in new.read_text(encoding="utf-8"), "the kernel got a variable that chooses its code path"
+    assert status != 0 and "ZeroDivisionError" in said and f"not executed: {raises}" in said
+    assert raises.read_bytes() == before and not list(raises.parent.glob("*.tmp"))
 
 
 @pytest.fixture(scope="module")
 def tested(executed):
-    """The first of them with all that is to be noticed."""
-    (path, *_), _, _ = executed
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+    """The notebook of CELLS as it is run again."""
+    notebook = json.loads(executed[2].read_text(encoding="utf-8"))
     for cell, (_, source, _) in zip(notebook["cells"], CELLS.values()):
         cell["source"] = source
-    for output in notebook["cells"][NUMBER["a picture that is broken"]]["outputs"]:
+    for output in notebook["cells"][BROKEN]["outputs"]:
         if "data" in output:
             output["data"]["image/png"] = "bm8gcGljdHVyZQ=="
-    notebook["cells"][NUMBER["an output that is missing"]]["outputs"] = []
-    path = path.with_name("00_tested.ipynb")
+    notebook["cells"][MISSING]["outputs"] = []
+    path = executed[2].with_name("00_tested.ipynb")
     path.write_text(json.dumps(notebook), encoding="utf-8")
     return path
 
 
-def test_execute_stores_the_same_bytes_and_what_a_readers_kernel_gives(executed):
-    (new, old, _), _, _ = executed
-    assert new.read_bytes() == old.read_bytes()
-    (output,) = json.loads(new.read_text(encoding="utf-8"))["cells"][NUMBER["the code path"]]["outputs"]
-    assert output["text"] == ["None\n"], "the kernel got a variable that chooses its code path"
-
-
-def test_execute_leaves_a_notebook_that_raises_as_it_was(executed):
-    (*_, path), before, (status, said) = executed
-    assert status != 0 and "ZeroDivisionError" in said and f"not executed: {path}" in said
-    assert path.read_bytes() == before and not list(path.parent.glob("*.tmp"))
-
-
 def test_what_differs_is_noticed_and_what_agrees_is_not(tested):
     status, said = nbval(tested, ADAM_FIGURES="pictures")
-    assert status == 1 and noticed(said) == {name for name, (*_, runs) in CELLS.items() if "first" in runs}, said
+    assert status == 1 and noticed(said) == to_notice("first"), said
     assert "9 of 9 code cells compared (100.0%)" in said and "figures compared as pictures: 0 with other bytes" in said, said
-    assert "Cell 2: the figure cannot be decoded; run notebooks/tools/execute.py" in said, said
+    assert f"Cell {BROKEN}: the figure cannot be decoded; run notebooks/tools/execute.py" in said, said
     assert "Unexpected output fields from running code" in said, said
 
 
@@ -127,7 +126,7 @@ def test_other_versions_compare_less_and_say_so_and_a_code_path_is_what_was_aske
     for package in ("torch", "matplotlib"):
         pin(tested.parents[1], package, "1.0.0")
     status, said = nbval(tested, ADAM_PATH="mkl-compatible")
-    assert status == 1 and noticed(said) == {name for name, (*_, runs) in CELLS.items() if "second" in runs}, said
+    assert status == 1 and noticed(said) == to_notice("second"), said
     assert "outputs of this torch not compared: 1 (tag this-torch; torch is" in said, said
     assert "figures compared by their description: matplotlib is" in said, said
     assert "COMPATIBLE" in said and "code path: mkl-compatible" in said, said
