@@ -129,19 +129,10 @@ def imports(tree, package="here"):
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def dotted(node):
-    """"torch.a.b" of an attribute of an attribute of a name."""
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) and parts else ""
-
-
 def private_names(tree):
     """Private names of torch that a module imports or reaches by a dotted path, less those that are allowed."""
-    found = set(imports(tree)) | {dotted(node) for node in ast.walk(tree)}
-    found = {name for name in found if name.startswith("torch")}
+    names = {*imports(tree), *(ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute))}
+    found = {name for name in names if re.fullmatch(r"torch(\.\w+)+", name)}
     for name in found:
         private = any(part.startswith("_") for part in name.split(".")) or (
             name.startswith("torch.optim.optimizer.") and name != "torch.optim.optimizer.Optimizer"

@@ -4,4 +4,4 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "notebooks" / "tools"), str(ROOT / "tests" / "course")]
+sys.path[:0] = [str(ROOT / "notebooks" / "tools"), str(ROOT / "tests" / "course")]

@@ -38,7 +38,8 @@ def written(tmp_path, monkeypatch):
     monkeypatch.setattr(deck, "NOTEBOOKS", tmp_path)
 
     def read(text):
-        (tmp_path / "00_chapter.md").write_text(text, encoding="utf-8")
+        if text:
+            (tmp_path / "00_chapter.md").write_text(text, encoding="utf-8")
         return deck.read("00_chapter", CHAPTER)
 
     return read
@@ -68,6 +69,7 @@ def test_a_fenced_block_is_one_box_and_no_higher_than_its_lines():
 
 
 REFUSED = {
+    "has no deck: write ": "",
     "41 words": "# A\n## Claim\n" + "word " * 40,
     "11 lines of code": "# A\n## B\n```\n" + "x\n" * 11 + "```",
     "a line of 88 characters, 68 fit": '# A\n## B\n{code "wide"}',
@@ -86,15 +88,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_does_not_fit_a_slide_is_refused_with_its_place_and_the_cure(written, reason):
-    with pytest.raises(deck.Refused, match="00_chapter.md.*" + re.escape(reason)) as refused:
+    with pytest.raises(deck.Refused, match=re.escape(reason)) as refused:
         written(REFUSED[reason])
-    assert "\n" not in str(refused.value)
-
-
-def test_a_chapter_without_a_deck_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(deck, "DECKS", NOTEBOOKS / "decks" / "nowhere")
-    with pytest.raises(deck.Refused, match="00_chapter has no deck: write notebooks/decks/nowhere/00_chapter.md"):
-        deck.read("00_chapter", CHAPTER)
+    assert "00_chapter.md" in str(refused.value) and "\n" not in str(refused.value)
 
 
 # ------------------------------------------------------------------------------------- the decks and the guide's plans
