@@ -111,8 +111,8 @@ def slides_of(chapter):
 
 @pytest.mark.parametrize("chapter", MAIN_LINE)
 def test_numbers_on_slides_are_the_chapters_and_the_minutes_hold(chapter):
-    printed = [str(output.get("text", "")) for cell in cells_of(chapter) for output in cell.get("outputs", [])]
-    said = " ".join([*(cell.source for cell in cells_of(chapter)), *printed])
+    outputs = [str(output.get("text", "")) for cell in cells_of(chapter) for output in cell.get("outputs", [])]
+    said = " ".join([*(cell.source for cell in cells_of(chapter)), *outputs])
     for slide in slides_of(chapter):
         texts = [part.content for part in slide.parts if part.kind == "text" and not slide.vote]  # options may be wrong
         shown = "\n".join([slide.title, *texts])
