@@ -9,6 +9,7 @@ import sys
 import zipfile
 from graphlib import TopologicalSorter
 from importlib.metadata import version
+from importlib.util import resolve_name
 
 import nbformat
 import pytest
@@ -63,13 +64,14 @@ def test_the_pins_are_what_is_installed():
 
 
 def test_pyproject_asks_for_what_is_pinned():
-    pinned = {pin.name: next(iter(pin.specifier)).version for pin in pins()}
-    asked = project()["dependencies"] + [one for extra in project()["optional-dependencies"].values() for one in extra]
-    asked = [one for one in map(Requirement, asked) if one.name != project()["name"]]
     assert project()["name"] != "adamlib", "that name is somebody else's on PyPI"
-    assert {one.name for one in asked} == set(pinned), "pyproject.toml and environment.yml name other packages"
-    for one in asked:
-        assert one.specifier.contains(pinned[one.name]), f"{one} does not allow the pinned {pinned[one.name]}"
+    asked = [project()["dependencies"], *project()["optional-dependencies"].values()]
+    asked = {one.name: one for one in map(Requirement, sum(asked, []))}
+    del asked[project()["name"]]
+    assert set(asked) == {pin.name for pin in pins()}, "pyproject.toml and environment.yml name other packages"
+    for pin in pins():
+        (exact,) = pin.specifier
+        assert asked[pin.name].specifier.contains(exact.version), f"{asked[pin.name]} does not allow {pin}"
 
 
 def test_ci_runs_make_test_and_the_oldest_supported_versions():
@@ -93,7 +95,11 @@ def test_the_wheel_holds_adamlib_alone(tmp_path):
 
 # ----------------------------------------------------------------------------------------- who imports whom
 
-FLOORS = {"variants": 0, "theory": 0, "functional": 1, "optimizer": 2, "": 3}
+# The floor of each room of adamlib, and what its modules may import from outside.
+FLOORS = {
+    "adamlib.theory": (0, {"numpy"}), "adamlib.variants": (0, {"torch", "triton"}),
+    "adamlib.functional": (1, {"torch"}), "adamlib.optimizer": (2, {"torch"}), "adamlib": (3, set()),
+}  # fmt: skip
 # Private names of torch for which there is no public one, and why they are needed.
 NEEDED = {
     "torch.utils._python_dispatch.TorchDispatchMode": "seeing every ATen call is what the op meter is for",
@@ -109,49 +115,24 @@ def name_of(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def floor(module):
-    return FLOORS[module.split(".")[1] if "." in module else ""]
-
-
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(tree, module="", is_package=False, at_import=False):
-    """Dotted names that a module imports, relative ones resolved. at_import: leave out those inside functions."""
-    nodes = list(ast.walk(tree))
-    if at_import:
-        inside = {id(n) for f in nodes if isinstance(f, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(f)}
-        nodes = [node for node in nodes if id(node) not in inside]
-    for node in nodes:
+def imports(tree, package="here"):
+    """Dotted names that a module of this package imports, relative ones resolved."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = module.split(".") if is_package else module.split(".")[:-1]
-            base = ".".join(base[: len(base) - node.level + 1]) + "." if node.level else ""
-            yield from (f"{base}{node.module or ''}.{alias.name}".replace("..", ".") for alias in node.names)
-
-
-def own_imports(path, **options):
-    names = {name_of(other) for other in MODULES}
-    for full in imports(parse(path), name_of(path), path.name == "__init__.py", **options):
-        if full.split(".")[0] == "adamlib":
-            yield full if full in names else full.rpartition(".")[0]
-
-
-def dotted(node):
-    """"torch.a.b" of an attribute of an attribute of a name."""
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) and parts else ""
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def private_names(tree):
     """Private names of torch that a module imports or reaches by a dotted path, less those that are allowed."""
-    found = set(imports(tree)) | {dotted(node) for node in ast.walk(tree)}
-    found = {name for name in found if name.startswith("torch")}
+    names = {*imports(tree), *(ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute))}
+    found = {name for name in names if re.fullmatch(r"torch(\.\w+)+", name)}
     for name in found:
         private = any(part.startswith("_") for part in name.split(".")) or (
             name.startswith("torch.optim.optimizer.") and name != "torch.optim.optimizer.Optimizer"
@@ -161,28 +142,31 @@ def private_names(tree):
             yield name
 
 
+def imported(path):
+    return set(imports(parse(path), package=name_of(path.parent)))
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_nothing_looks_up(path):
-    module = name_of(path)
-    for other in own_imports(path):
-        same_room = other.split(".")[:2] == module.split(".")[:2]
-        beside = floor(module) == floor(other) == 1
-        assert floor(other) < floor(module) or same_room or beside, f"{module} imports {other}, not on a lower floor"
-    assert not [name for name in imports(parse(path)) if name.split(".")[0] == "course"]
+def test_a_module_imports_what_its_floor_may_and_from_its_own_room_and_lower_floors(path):
+    def room(name):
+        return next(room for room in FLOORS if f"{name}.".startswith(f"{room}."))
+
+    here = room(name_of(path))
+    floor, outside = FLOORS[here]
+    for name in imported(path):
+        root = name.partition(".")[0]
+        allowed = root in outside | sys.stdlib_module_names
+        assert allowed or root == "adamlib" and (room(name) == here or FLOORS[room(name)][0] < floor), name
 
 
 def test_there_is_no_circle():
-    graph = {name_of(path): set(own_imports(path, at_import=True)) - {name_of(path)} for path in MODULES}
-    packages = {name for name in graph if any(other.startswith(name + ".") for other in graph)}
-    # "from . import x" names the package itself, which every import of its modules runs first
-    tuple(TopologicalSorter({m: {d for d in deps if d not in packages} for m, deps in graph.items()}).static_order())
-
-
-@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name in ("theory", "variants")], ids=name_of)
-def test_the_ground_floor_stands_on_torch_and_numpy(path):
-    allowed = {"numpy", "adamlib"} if path.parent.name == "theory" else {"torch", "triton", "adamlib"}
-    roots = {name.split(".")[0] for name in imports(parse(path), name_of(path), path.name == "__init__.py")}
-    assert roots - set(sys.stdlib_module_names) <= allowed
+    names = {name_of(path) for path in MODULES}
+    packages = {name.rpartition(".")[0] for name in names}  # which every import of their modules runs first
+    graph = {}
+    for path in MODULES:
+        found = {name if name in names else name.rpartition(".")[0] for name in imported(path)}
+        graph[name_of(path)] = found & names - packages
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("path", MODULES + COURSE, ids=name_of)
@@ -209,12 +193,6 @@ PRIVATE = {
 @pytest.mark.parametrize("code", PRIVATE)
 def test_private_names_are_found(code):
     assert PRIVATE[code] in set(private_names(ast.parse(code)))
-
-
-def test_relative_imports_are_resolved():
-    tree = ast.parse("from .steps import advance\nfrom ..optimizer import Adam\nfrom . import x")
-    found = {"adamlib.variants.steps.advance", "adamlib.optimizer.Adam", "adamlib.variants.x"}
-    assert set(imports(tree, "adamlib.variants.fused")) == found
 
 
 def test_adamlib_needs_torch_alone():

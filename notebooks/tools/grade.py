@@ -45,6 +45,7 @@ FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "o
              "socket.", "ctypes.", "shutil.", "os.symlink", "os.link", "os.chown", "signal.")
 WRITING = ("open", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.utime")
 GIBIBYTE = 2**30
+PATIENCE = 5  # seconds that are added to twice the limit before an answer that only waits is given up
 # Fresh cases where numbers are whole ones, words or orders: {check: {text in its module: what stands in its place}}.
 # Only `counter_limit` has none: the four dtypes that it asks for are all that can count.
 FRESH = {
@@ -298,7 +299,7 @@ def apart(function, seconds):
             finally:
                 os._exit(0)
         there.close()
-        came = here.poll(2 * seconds + 5)
+        came = here.poll(2 * seconds + PATIENCE)
         try:
             points, found, said = json.loads(here.recv_bytes()) if came else (0, f"takes more than {seconds} s", "It did not end.")
         except (EOFError, ValueError):

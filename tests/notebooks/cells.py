@@ -1,5 +1,7 @@
 """Cells and notebooks for the tests: small, and in order unless a test wants otherwise."""
 
+import functools
+
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -30,3 +32,9 @@ def written(folder, name, cells):
     path = folder / "notebooks" / name
     nbformat.write(new_notebook(cells=cells), path)
     return path
+
+
+@functools.cache
+def read(path):
+    """The notebook that is stored at this path. It is read once: leave it as it is."""
+    return nbformat.read(path, as_version=4)

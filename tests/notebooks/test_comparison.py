@@ -1,13 +1,15 @@
 """What passes as the same output and what does not; and what the tolerance of pictures stands between."""
 
 import base64
+import functools
 import io
-import pathlib
-import sys
 
+import comparison
 import matplotlib
 import numpy as np
 import pytest
+from cells import printed
+from comparison import TOLERANCE, as_stored, difference, same_html, same_picture, same_text
 from nbformat.v4 import new_output
 from PIL import Image
 
@@ -15,15 +17,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from course import figures  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "notebooks/tools"))
-import comparison  # noqa: E402
-from comparison import TOLERANCE, as_stored, difference, same_html, same_picture, same_text  # noqa: E402
-
 # The largest difference of a figure of the series between the code paths of tools/paths.py and what is stored, as the
 # run of paths.py printed it (Intel Xeon with AVX-512, torch 2.13.0, numbers stored on the same machine).
 LARGEST_BETWEEN_CODE_PATHS = 0.50
-
 
 SAME = [
     ("loss 0.82", "loss 0.83"), ("97.8 %", "97.9 %"), ("1e-07", "9e-08"), ("9.99", "10.0"), ("-0.00", "0.00"),
@@ -48,6 +44,7 @@ def test_other_numbers_and_other_words_differ(new, stored):
     assert not same_text(new, stored) and not same_text(stored, new)
 
 
+@functools.cache
 def png(beta=0.9, shift=0.0, label="m̂", color="blue", linestyle="-", title="The average forgets", order=1, until=60):
     """A figure as the series draws them, or one in which something is changed."""
     with matplotlib.rc_context():
@@ -124,8 +121,7 @@ def test_pictures_in_html_are_compared_as_pictures_and_the_rest_as_text():
 
 
 def test_what_agrees_becomes_the_stored_output_and_the_rest_stays():
-    stored = [new_output("stream", name="stdout", text="0.82\n"), new_output("display_data", data={"text/plain": "12"})]
-    new = [new_output("stream", name="stdout", text="0.83\n"), new_output("display_data", data={"text/plain": "13"})]
+    stored, new = ([printed(f"0.8{i}\n"), new_output("display_data", data={"text/plain": f"1{i}"})] for i in (2, 3))
     settled = as_stored(new, stored)
     assert settled[0].text == "0.82\n" and settled[1].data["text/plain"] == "13"
     assert new[0].text == "0.83\n", "the new outputs themselves are left alone"

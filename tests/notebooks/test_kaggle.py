@@ -2,32 +2,29 @@
 
 import json
 import os
-import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
+import kaggle
 import nbformat
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
-import kaggle  # noqa: E402
-from series import chapters  # noqa: E402
+from cells import code, read
+from nbformat.v4 import new_notebook
+from series import NOTEBOOKS, ROOT, chapters
 
 CHAPTERS = [path.stem for path in chapters()]
-# Run alone in `make test`, one for each thing that a file needs and a clone has, and only as far as the first cell with
-# it, as nbval runs the whole chapter: the package, the data and a figure; the kernel in Triton's interpreter; the
-# recorded benchmarks; processes of its own. ADAM_FILES=all runs every file to its end, as the workflow does.
-NEEDS = {
-    "00_start_here": "figures.show(",
-    "05_fused_cuda": 'fused="triton"',
-    "08_in_practice": "course.RECORDED",
-    "E_many_machines": "two_processes.launch(",
-}
-ALL = os.environ.get("ADAM_FILES") == "all"
-ALONE = dict.fromkeys(CHAPTERS) if ALL else {name: cell for name, cell in NEEDS.items() if name in CHAPTERS}
+# What a file needs and a clone has: the kernel in Triton's interpreter; the data and a figure; the recorded benchmarks;
+# processes of its own; the package, but not the one of this repository. `make test` runs one notebook with the cell that
+# unpacks, those of three files as far as the first one with these words, and LAST, as nbval runs the whole chapters.
+# ADAM_FILES=all runs every file to its end, as the workflow does.
+NEEDS = {"05_fused_cuda": 'fused="triton"', "00_start_here": "figures.show(", "08_in_practice": "course.RECORDED"}
+LAST = """import adamlib, pathlib
+from course import two_processes
+assert len(two_processes.launch("ddp", steps=1)) == 2
+assert pathlib.Path(adamlib.__file__).parents[1] == pathlib.Path.cwd()"""
+ALONE = CHAPTERS if os.environ.get("ADAM_FILES") == "all" else ["parts of three files"]
 # A process without network that may write to a folder and not to the folder above it. A new network namespace lacks
 # even the loopback, which every machine has and processes need to talk to each other.
 NAMESPACE = """
@@ -47,8 +44,30 @@ os.execvp(command[0], command)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
+    """{chapter: its folder for Kaggle}."""
     folders = kaggle.build(out=tmp_path_factory.mktemp("kaggle"), user="somebody")
     return {folder.name: folder for folder in folders}
+
+
+def file_in(folder):
+    return read(folder / f"{folder.name}.ipynb")
+
+
+def code_of(folder):
+    """The code cells of a file: the one that unpacks, the others."""
+    cells = [cell for cell in file_in(folder).cells if cell.cell_type == "code"]
+    (setup,) = (cell for cell in cells if "setup" in cell.metadata.get("tags", []))
+    cells.remove(setup)
+    return setup, cells
+
+
+@pytest.fixture
+def unpacking(built, monkeypatch):
+    """The cell that unpacks, the same in every file."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    cells = [code_of(folder)[0] for folder in built.values()]
+    assert len({cell.source for cell in cells}) == 1
+    return cells[0]
 
 
 def alone(folder, writable=True):
@@ -61,34 +80,25 @@ def alone(folder, writable=True):
 
 
 @pytest.mark.parametrize("chapter", ALONE)
-def test_runs_alone_in_an_empty_folder_without_network(built, chapter, tmp_path, monkeypatch):
-    tmp_path = tmp_path / "empty"  # the folder above it is read-only
-    tmp_path.mkdir()
-    notebook = nbformat.read(built[chapter] / f"{chapter}.ipynb", as_version=4)
-    if ALONE[chapter]:
-        is_code = [cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", []) for cell in notebook.cells]
-        first = next(i for i, cell in enumerate(notebook.cells) if is_code[i] and ALONE[chapter] in cell.source)
-        del notebook.cells[first + 1 :]
-    source = "import adamlib, pathlib\nassert pathlib.Path(adamlib.__file__).parents[1] == pathlib.Path.cwd()"
-    notebook.cells.append(nbformat.v4.new_code_cell(source))  # not the package of this repository
-    nbformat.write(notebook, tmp_path / f"{chapter}.ipynb")
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+def test_runs_alone_in_an_empty_folder_without_network(built, unpacking, chapter, tmp_path):
+    if chapter in built:
+        cells = code_of(built[chapter])[1]
+    else:
+        cells = []
+        for name, words in NEEDS.items():
+            its_own = code_of(built[name])[1]
+            first = next(i for i, cell in enumerate(its_own) if words in cell.source)
+            cells += its_own[: first + 1]
+    folder = tmp_path / "empty"  # the folder above it is read-only
+    folder.mkdir()
+    sources = [unpacking.source, *(cell.source for cell in cells), LAST]
+    nbformat.write(new_notebook(cells=list(map(code, sources))), folder / "file.ipynb")
     options = ["--to", "notebook", "--execute", "--output", "done", "--KernelManager.transport=ipc"]
-    command = [sys.executable, "-m", "nbconvert", *options, "--ExecutePreprocessor.timeout=600", f"{chapter}.ipynb"]
-    run = subprocess.run([*alone(tmp_path), *command], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    command = [sys.executable, "-m", "nbconvert", *options, "--ExecutePreprocessor.timeout=600", "file.ipynb"]
+    run = subprocess.run([*alone(folder), *command], cwd=folder, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr[-3000:]
-    done = nbformat.read(tmp_path / "done.ipynb", as_version=4)
-    warned = [out.text for cell in done.cells for out in cell.get("outputs", []) if out.get("name") == "stderr"]
-    assert not warned
-
-
-@pytest.fixture
-def unpacking(built, monkeypatch):
-    """The cell that unpacks, of chapter 00."""
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    notebook = nbformat.read(built["00_start_here"] / "00_start_here.ipynb", as_version=4)
-    assert notebook.cells[0].source.startswith("# "), "the title comes first"
-    return next(cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", []))
+    outputs = [output for cell in read(folder / "done.ipynb").cells for output in cell.outputs]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
 
 
 def run_in(folder, source, inside=()):
@@ -125,32 +135,27 @@ def test_unpacks_elsewhere_where_its_own_folder_is_read_only(unpacking, tmp_path
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_metadata_is_what_the_kaggle_cli_reads(built, chapter):
+def test_a_file_is_whole_and_its_metadata_is_what_the_kaggle_cli_reads(built, chapter):
+    file = file_in(built[chapter])
+    assert file.cells[0].source.startswith("# "), "the title comes first"
+    texts = [cell.source for cell in file.cells if cell.cell_type == "markdown"]
+    assert not [link for text in texts for link in re.findall(r"\]\((?!https?:|#|mailto:).*?\)", text)]
     metadata = json.loads((built[chapter] / "kernel-metadata.json").read_text(encoding="utf-8"))
     gpu = chapter in kaggle.USE_GPU
     assert metadata["id"] == "somebody/" + metadata["title"].lower().replace(" ", "-")
     assert (built[chapter] / metadata["code_file"]).is_file()
     assert metadata["enable_internet"] is False and metadata["enable_gpu"] is gpu
     assert metadata.get("machine_shape") == ("NvidiaTeslaT4" if gpu else None)
-    inside = nbformat.read(built[chapter] / f"{chapter}.ipynb", as_version=4).metadata
-    assert inside.get("accelerator") == ("GPU" if gpu else None)
+    assert file.metadata.get("accelerator") == ("GPU" if gpu else None)
     assert (metadata["kernel_type"], metadata["language"]) == ("notebook", "python")
 
 
 def test_carried_sources_are_the_package_and_readable(unpacking):
     assert unpacking.metadata["cellView"] == "form" and unpacking.metadata["_kg_hide-input"]
-    names: dict = {}
-    exec(unpacking.source.rpartition("\nimport base64, importlib")[0], names)
-    for above, folder in ((ROOT, "adamlib"), (ROOT / "notebooks", "course"), (ROOT / "notebooks", "recorded")):
-        for path in [*(above / folder).rglob("*.py"), *(above / folder).glob("*.json")]:
-            assert names["FILES"][path.relative_to(above).as_posix()] == path.read_text(encoding="utf-8")
-            assert path.read_text(encoding="utf-8").strip() in unpacking.source  # as it is, not escaped
-
-
-def test_no_link_leads_out_of_the_file(built):
-    for chapter, folder in built.items():
-        for cell in nbformat.read(folder / f"{chapter}.ipynb", as_version=4).cells:
-            assert cell.cell_type != "markdown" or not re.search(r"\]\((?!https?:)[^)]*\.ipynb", cell.source)
+    for path in [*ROOT.glob("adamlib/**/*.py"), *NOTEBOOKS.glob("course/**/*.py"), *NOTEBOOKS.glob("recorded/*.json")]:
+        name = path.relative_to(ROOT).as_posix().removeprefix("notebooks/")
+        text = path.read_text(encoding="utf-8")
+        assert f"{name!r}: r'''{text}''',\n" in unpacking.source  # as it is, not escaped
 
 
 def test_pushing_needs_a_name_and_building_does_not(monkeypatch, tmp_path, capsys):

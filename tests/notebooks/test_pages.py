@@ -1,18 +1,14 @@
-"""The slides and the site: complete, with local files only, and with every figure described."""
-import pathlib
+"""The slides and the site: complete, with local files only (MathJax, too), and with every figure described."""
+
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
-import nbformat
 import pytest
+from cells import read
 
 pytest.importorskip("sphinx_revealjs", reason="make slides and make book need the packages of environment.yml")
 pytest.importorskip("myst_nb", reason="make slides and make book need the packages of environment.yml")
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 import book  # noqa: E402
 import publish  # noqa: E402
 from series import MAIN_LINE, chapters  # noqa: E402
@@ -38,14 +34,6 @@ class Page(HTMLParser):
             self.undescribed.append(attributes.get("src", "")[:60])
 
 
-def check(path):
-    page = Page(path)
-    for address in page.loaded:
-        address = address.partition("?")[0]
-        assert address.startswith("data:") or (path.parent / address).is_file(), f"{path.name} loads {address[:80]}"
-    assert not page.undescribed
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """What is published: the site, and in it the decks and the files for Kaggle and Colab."""
@@ -53,42 +41,33 @@ def site(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(book, "SOURCE", folder / "source")
         publish.build("owner/name", folder / "site")
-    shutil.rmtree(folder / "source")
     return folder / "site"
 
 
-@pytest.mark.parametrize("chapter", MAIN_LINE)
-def test_a_deck_loads_local_files_only_and_its_figures_are_described(site, chapter):
-    check(site / "slides" / f"{chapter}.html")
-    assert f'href="{chapter}.html"' in (site / "slides" / "index.html").read_text(encoding="utf-8")
+PAGES = ["index", *(path.stem for path in CHAPTERS), "slides/index", *(f"slides/{name}" for name in MAIN_LINE)]
 
 
-def test_the_site_has_every_chapter_and_loads_local_files_only(site):
-    index = (site / "index.html").read_text(encoding="utf-8")
-    for chapter in CHAPTERS:
-        assert f'href="{chapter.stem}.html"' in index
-        check(site / f"{chapter.stem}.html")
-    check(site / "index.html")
-    assert (site / "_static" / "mathjax" / "tex-chtml.js").is_file()
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_loads_local_files_only_its_figures_are_described_and_it_is_listed(site, name):
+    path = site / f"{name}.html"
+    page = Page(path)
+    for address in page.loaded:
+        address = address.partition("?")[0]
+        assert address.startswith("data:") or (path.parent / address).is_file(), f"it loads {address[:80]}"
+    assert not page.undescribed
+    assert f'href="{path.name}"' in path.with_name("index.html").read_text(encoding="utf-8") or path.stem == "index"
 
 
-def test_solutions_of_the_site_are_folded(site):
-    for chapter in CHAPTERS:
-        solutions = sum("solution" in c.metadata.get("tags", []) for c in nbformat.read(chapter, as_version=4).cells)
-        assert (site / f"{chapter.stem}.html").read_text(encoding="utf-8").count("Show the solution") == solutions
-        assert solutions or chapter.stem not in MAIN_LINE
-
-
-def test_published_chapters_lead_to_their_files_that_run_alone(site):
-    for chapter in CHAPTERS:
-        path = f"owner/name/blob/published/notebooks/{chapter.name}"
-        addresses = (f"https://colab.research.google.com/github/{path}",
-                     f"https://kaggle.com/kernels/welcome?src=https://github.com/{path}")
-        alone = nbformat.read(site / "notebooks" / chapter.name, as_version=4)
-        html = (site / f"{chapter.stem}.html").read_text(encoding="utf-8")
-        for address in addresses:
-            assert f"]({address})" in alone.cells[0].source and f'href="{address}"' in html
-        assert alone.cells[0].source.startswith(nbformat.read(chapter, as_version=4).cells[0].source.splitlines()[0])
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_published_chapter_folds_its_solutions_and_leads_to_its_file_that_runs_alone(site, chapter):
+    ours, alone = read(chapter).cells, read(site / "notebooks" / chapter.name).cells
+    page = (site / f"{chapter.stem}.html").read_text(encoding="utf-8")
+    assert page.count("Show the solution") == sum("solution" in cell.metadata.get("tags", []) for cell in ours)
+    assert alone[0].source.startswith(ours[0].source.splitlines()[0])
+    path = f"owner/name/blob/published/notebooks/{chapter.name}"
+    for service in ("colab.research.google.com/github/", "kaggle.com/kernels/welcome?src=https://github.com/"):
+        address = f"https://{service}{path}"
+        assert f"]({address})" in alone[0].source and f'href="{address}"' in page
 
 
 def git(folder, *arguments):
