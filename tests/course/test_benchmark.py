@@ -226,14 +226,19 @@ def test_a_rotation_of_sets_is_cold_and_of_bounded_length(name):
     assert 16 * copies * count_parameters(shapes) >= 2**28 or name in ("digits_mlp", "tiny_200x64") and not copies
 
 
-def test_a_set_too_small_for_a_rotation_has_no_cold_row(monkeypatch):
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", None)  # each pair fails at once
-    monkeypatch.setattr(benchmark, "hardware", lambda device: {})
-    report = benchmark.run(["tiny_200x64", "resnet18"], ["fused"], BRIEF._replace(device="cuda"), lambda *_: None)
+def test_a_pair_that_fails_does_not_cost_the_others_and_a_small_set_has_no_cold_row(monkeypatch):
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(benchmark, "hardware", lambda device: {"gpu": "Abacus"})
+    monkeypatch.setattr(benchmark, "measure_pair", lambda set_name, variant, mode, settings: race({}, 0, 0))
+    settings, lines = BRIEF._replace(device="cuda"), []
+    report = benchmark.run(["tiny_200x64", "resnet18"], ["fused"], settings, lambda *line: lines.append(line))
     assert [(row["set"], row["mode"]) for row in report["failed"]] == [
         ("tiny_200x64", "eager"), ("tiny_200x64", "graph"),
         ("resnet18", "eager"), ("resnet18", "graph"), ("resnet18", "cold graph"),
     ]
+    assert report["rows"] == [] and len(lines) == 5
+    assert report["failed"][0]["variant"] == "fused" and "at least one round" in report["failed"][0]["error"]
+    assert "failed: tiny_200x64 · fused · eager" in benchmark_report.table(report)
 
 
 # --- report and command line
@@ -267,15 +272,6 @@ def test_quick_stands_back_where_something_is_named(monkeypatch):
     for arguments in ([], ["--quick"], ["--quick", "--sets", "resnet18", "--rounds", "7"]):
         assert benchmark.main(arguments) == 0
     assert runs == [(benchmark.DEFAULT_SETS, 21, 0.1), (["tiny_200x64"], 5, 0.01), (["resnet18"], 7, 0.01)]
-
-
-def test_a_pair_that_fails_does_not_cost_the_others(monkeypatch):
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
-    lines = []
-    report = benchmark.run(["digits_mlp"], ["fused"], BRIEF._replace(rounds=0), lambda *line: lines.append(line))
-    assert report["rows"] == [] and len(lines) == 1
-    assert report["failed"][0]["variant"] == "fused" and "at least one round" in report["failed"][0]["error"]
-    assert "failed: digits_mlp · fused · eager" in benchmark_report.table(report)
 
 
 @pytest.mark.parametrize("arguments, message", [
