@@ -130,9 +130,3 @@ def test_counting_one_by_one_is_ended_and_told_why(monkeypatch):
     report = reply_to("counter_limit", {"n = n * 2": "n = n + (1 if dtype is torch.float64 else n)"})
     caught(report)
     assert "too far to try one by one" in str(report)
-
-
-def test_no_two_of_the_wrong_adams_are_the_same():
-    gradients = [3.0, -0.5, 0.2, 0.21, 0.0, 0.02, 0.3, -1.0]
-    steps = [ch09_errata._from_rule(rule)(gradients, 0.01, (0.7, 0.95), 0.1) for _, rule, _ in ch09_errata._WRONG]
-    assert len({tuple(taken.round(9)) for taken in steps}) == len(steps)
