@@ -92,14 +92,6 @@ def test_memory_that_outlives_the_block_is_kept_and_not_temporary():
     assert meter.kept_bytes == 160  # what happens after the block is not counted
 
 
-def test_memory_held_by_autograd_counts_until_it_is_freed():
-    x = torch.ones(100, requires_grad=True)
-    with OpMeter() as meter:
-        y = x.exp().exp().sum()  # both results are saved for backward
-    assert meter.kept_bytes == 400 + 400 + 4
-    y.backward()
-
-
 def test_one_meter_measures_one_block_and_meters_nest():
     with OpMeter() as outer:
         inner = measured(lambda: A + B)
@@ -130,14 +122,12 @@ def test_torch_and_adamlib_move_the_same_bytes_per_parameter(options, looped, fu
         assert meter.kept_bytes == 0 and moved == pytest.approx(expected, abs=0.01)  # the rest are step counts
 
 
-@pytest.mark.parametrize("name, single, foreach, buckets", [("resnet18", 560, 135, 1), ("gpt2_small", 1334, 307, 7)])
-def test_calls_without_a_cpu_cache_to_cut_for(name, single, foreach, buckets):
+@pytest.mark.parametrize("name, buckets", [("resnet18", 1), ("gpt2_small", 7)])
+def test_calls_without_a_cpu_cache_to_cut_for(name, buckets):
     """On the meta device nothing is computed and no tensor is cut into blocks: the calls of an accelerator."""
     shapes = parameter_sets.SETS[name]()
-    torchs, ours = ([step_of(shapes, library, "meta", foreach=flag).calls for flag in (False, True)]
-                    for library in (torch.optim, adamlib))
-    assert torchs == [single, foreach]
-    assert ours == [7 * parts + len(shapes) + 4 for parts in (len(shapes), buckets)]
+    for foreach, parts in ((False, len(shapes)), (True, buckets)):
+        assert step_of(shapes, adamlib, "meta", foreach=foreach).calls == 7 * parts + len(shapes) + 4
 
 
 @pytest.mark.parametrize("capturable, share", [(False, 1 / 2), (True, 1)])

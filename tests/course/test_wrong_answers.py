@@ -153,7 +153,7 @@ WRONG = {
         ("unscales itself, also when called off",
          {"torch._fused_adam_(": "torch._foreach_div_(grads, scale)\n    torch._fused_adam_(",
           "grad_scale=scale, ": ""}, "nothing in a step called off"),
-        ("asks the host", {"finite.logical_not().float()": "torch.tensor(float(not finite))"}, "asked a tensor for its"),
+        ("asks the host", {"finite.logical_not().float()": "torch.tensor(float(not finite))"}, "asked a tensor"),
     ],
     "clip_": [
         ("each tensor for itself", {"mul_(factor)": "mul_((max_norm / grad.norm()).clamp(max=1.0))"}, "long gradients"),
