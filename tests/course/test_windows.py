@@ -152,6 +152,13 @@ def test_bad_settings_are_refused_with_what_to_write(wrong, words):
         windows.see(windows.moment(**{"gradients": "waking up", "t": 12, **wrong}))
 
 
+@pytest.mark.parametrize("x, words", [
+    (1, "100 %"), (0.125, "13 %"), (0.0119, "1.2 %"), (0.002, "0.20 %"), (0.00012, "0.012 %"), (1e-9, "below 0.001 %"),
+])
+def test_percentages_have_two_digits_and_a_tie_is_rounded_up(x, words):
+    assert windows.percent(x) == words
+
+
 # ----------------------------------------------------------------------------------------------------- what is stored
 
 
