@@ -26,7 +26,18 @@ class OtherRoundings(torch.optim.Adam):
             p.mul_(3).div_(3)
 
 
-WRONG = {"no ε": torch_with(eps=0.0), "uphill": torch_with(maximize=True), "other roundings": OtherRoundings}
+class OtherState(torch.optim.Adam):
+    """The same weights, and another state after the last step."""
+
+    @torch.no_grad()
+    def step(self):
+        super().step()
+        for state in self.state.values():
+            state["exp_avg"].mul_(1 + (state["step"] == 20))
+
+
+WRONG = {"no ε": torch_with(eps=0.0), "uphill": torch_with(maximize=True)}
+NEAR = {"other roundings": OtherRoundings, "another state": OtherState}
 
 
 def test_bits_are_more_than_numbers():
@@ -37,10 +48,11 @@ def test_bits_are_more_than_numbers():
     assert not same_bits(torch.ones(2), torch.ones(2).nextafter(torch.zeros(2)))
 
 
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("what", WRONG | NEAR)
 def test_what_is_only_near_does_not_pass_unless_atol_asks_for_it(what):
-    assert not same_as_torch(WRONG[what])
-    assert same_as_torch(WRONG[what], atol=1e-5) is (what == "other roundings")
+    optimizer = (WRONG | NEAR)[what]
+    assert not same_as_torch(optimizer)
+    assert same_as_torch(optimizer, atol=1e-5) is (what in NEAR)
 
 
 @pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
@@ -50,11 +62,17 @@ def test_one_number_changed_in_the_weights_or_in_the_state_alone_does_not_pass(o
     def step(*lists, change=(), **given):
         adam_foreach(*lists, **PLAIN | given | dict(change))
 
+    def other_state(*lists, **given):
+        step(*lists, **given)
+        _, _, ms, *_, ts = lists
+        ms[0].mul_(1 + (max(ts) == 20))
+
     def counts_together(*lists, **given):
         *tensors, ts = lists
         step(*tensors, [max(ts)] * len(ts), **given)
 
     assert same_in_lists(step, torch.bfloat16, **options)
+    assert not same_in_lists(other_state, **options)
     assert not same_in_lists(counts_together, **options)
     for change in (dict(beta1=0.8), dict(beta2=0.9), dict(lr=2e-3), dict(weight_decay=0.5)):
         assert not same_in_lists(lambda *lists, **given: step(*lists, change=change, **given), **options)
