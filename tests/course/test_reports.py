@@ -55,6 +55,11 @@ def test_a_wrong_answer_is_shown_beside_the_right_one(answer, words):
     assert "0x" not in repr(report), "an address in memory differs from run to run"
 
 
+@pytest.mark.parametrize("answer", [stub, lambda x: None, lambda x: ..., None, ...])
+def test_a_stub_is_told_where_to_start(answer):
+    assert repr(halve(answer)) == "not written yet: halve\n  start at  the cell 'A mean that forgets'"
+
+
 def test_numbers_agree_within_the_tolerance_and_no_further():
     words = dict(tried="f()", look="there")
     expect(1.0 + 1e-9, 1.0, rtol=1e-8, **words)
