@@ -67,36 +67,31 @@ def _solutions_of_a_cell(chapter, source, tree, above):
             name, text = given.id, "\n\n".join(ast.get_source_segment(source, node) for node in answers)
         else:
             continue
-        others = [node for node in tree.body if node not in answers and not _free([node]) & {"check", name}]
-        needed = _free(ast.parse(text).body) | {"check"}
+        others = [node for node in tree.body if node not in answers and not _names([node])[1] & {"check", name}]
+        needed = _names(ast.parse(text).body)[1] | {"check"}
         yield Solution(chapter, check, name, text, _slice([*above, *others], needed))
 
 
-def _slice(statements, names):
+def _slice(statements, needed):
     """The imports, and those of the statements that the names depend on."""
-    kept, names = [], set(names)
+    kept = []
     for statement in reversed(statements):
+        defines, takes = _names([statement])
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             kept.append(statement)
-        elif isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.Assign)) and _bound(statement) & names:
+        elif isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.Assign)) and defines & needed:
             kept.append(statement)
-            names |= _free([statement])
+            needed = needed | takes
     return ast.Module(kept[::-1], [])
 
 
-def _bound(statement):
-    """The names that a statement defines."""
-    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-        return {statement.name}
-    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-
-
-def _free(statements):
-    """The names that the statements take from outside their own functions."""
-    tables, names = [symtable.symtable(ast.unparse(ast.Module(statements, [])), "answer", "exec")], set()
+def _names(statements):
+    """The names that the statements define, and those that they take from outside their own functions."""
+    module = symtable.symtable(ast.unparse(ast.Module(statements, [])), "answer", "exec")
+    tables, taken = [module], set()
     while tables:
         table = tables.pop()
         tables += table.get_children()
-        own = table.get_type() == "module"
-        names |= {s.get_name() for s in table.get_symbols() if s.is_referenced() and (own or s.is_global())}
-    return names
+        used = (s for s in table.get_symbols() if s.is_referenced() and (table is module or s.is_global()))
+        taken |= {symbol.get_name() for symbol in used}
+    return {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned()}, taken

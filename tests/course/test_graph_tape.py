@@ -1,9 +1,11 @@
-"""The tape: capturable steps replay bit for bit, plain ones do not, misuse is refused clearly.
+"""The tape: capturable steps replay bit for bit, misuse is refused clearly.
 
 Chapter 06 shows, with outputs that are compared: how a plain step drifts, which changes of a learning rate reach a
-replay, and whole training, eager and replayed, with equal losses.
+replay, that state which is created in the block is created again, and whole training, eager and replayed, with equal
+losses.
 """
 
+import contextlib
 import fnmatch
 import gc
 import itertools
@@ -20,40 +22,11 @@ from course.graph_tape import CaptureError, GraphTape, cuda_works, device_tensor
 from course.graph_tape import verdict
 from course.op_meter import tensors_in
 
-SHAPES = [(5, 3), (7,), ()]
 FORMS = {
     "single": dict(foreach=False, capturable=True),
     "foreach": dict(foreach=True, capturable=True),
     "fused": dict(fused=True),
 }
-
-
-def started(library=adamlib, cls="Adam", **options):
-    """An optimizer on three tensors, one step old, so that its state exists; and what feeds it the t-th gradient."""
-    generator = torch.Generator().manual_seed(1)
-    params = [torch.randn(shape, generator=generator).requires_grad_() for shape in SHAPES]
-    for param in params:
-        param.grad = torch.ones_like(param)
-    optimizer = getattr(library, cls)(params, **{"lr": 0.01, **options})
-    optimizer.step()
-
-    def feed(t):
-        generator.manual_seed(t)
-        for param in params:
-            param.grad.copy_(torch.randn(param.shape, generator=generator))
-
-    return optimizer, params, feed
-
-
-def path(record, steps=200, **options):
-    """All parameters after each step, and the optimizer: `eagerly`, or captured once and replayed, `on_tape`."""
-    optimizer, params, feed = started(**options)
-    graph, weights = record(optimizer.step, optimizer), []
-    for t in range(steps):
-        feed(t)
-        graph.replay()
-        weights.append(torch.cat([param.detach().flatten() for param in params]))
-    return torch.stack(weights), optimizer
 
 
 def recorded(block, /, **tensors):
@@ -64,7 +37,7 @@ def recorded(block, /, **tensors):
     return tape, result
 
 
-# --- steps that replay, and steps that do not
+# --- steps that replay
 
 OPTIONS = {
     "plain": {},
@@ -77,48 +50,59 @@ OPTIONS = {
 }
 
 
+def started(library=adamlib, cls="Adam", **options):
+    """An optimizer on three tensors, one step old, so that its state exists; and the tensors."""
+    generator = torch.Generator().manual_seed(1)
+    params = [torch.randn(shape, generator=generator).requires_grad_() for shape in [(5, 3), (7,), ()]]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = getattr(library, cls)(params, **{"lr": 0.01, **options})
+    optimizer.step()
+    return optimizer, params
+
+
 @pytest.mark.parametrize("library, form, option", [
     *itertools.product([adamlib], ["single", "foreach"], OPTIONS),
-    *itertools.product([torch.optim], ["single", "foreach"], [*OPTIONS][:4]),
+    (torch.optim, "single", "together"),
+    (torch.optim, "foreach", "together"),
     (adamlib, "fused", "plain"),
 ])
 def test_a_capturable_step_replays_bit_for_bit(library, form, option, torch_capturable_on_cpu):
-    options = dict(library=library, **FORMS[form], **OPTIONS[option])
-    (eager, _), (replayed, optimizer) = path(eagerly, **options), path(on_tape, **options)
-    assert torch.equal(eager, replayed) and eager.unique(dim=0).shape[0] == 200  # something moved at every step
-    assert {state["step"].item() for state in optimizer.state.values()} == {202.0}
-
-
-@pytest.mark.parametrize("foreach", [False, True])
-def test_plain_adam_does_not_replay(foreach):
-    (eager, _), (replayed, optimizer) = (path(record, steps=20, foreach=foreach) for record in (eagerly, on_tape))
-    assert not torch.equal(eager, replayed)
-    assert {state["step"].item() for state in optimizer.state.values()} == {3.0}  # the host counted once
-
-
-def test_state_created_inside_the_block_is_created_again_by_every_replay():
-    param = torch.zeros(3, requires_grad=True)
-    param.grad = torch.ones(3)
-    optimizer = adamlib.Adam([param], lr=1.0, **FORMS["single"])
-    tape, _ = recorded(optimizer.step, **device_tensors(optimizer))  # no warm-up
-    for _ in range(5):
-        tape.replay()
-    assert optimizer.state[param]["step"].item() == 1.0
-    assert torch.allclose(param, torch.full((3,), -5.0))
+    paths = []
+    for record in (eagerly, on_tape):
+        optimizer, params = started(library, **FORMS[form], **OPTIONS[option])
+        graph = record(optimizer.step, optimizer)
+        paths.append([])
+        for t in range(50):
+            for param in params:
+                param.grad.copy_(param.detach() + math.sin(t))
+            graph.replay()
+            paths[-1].append(torch.cat([param.detach().flatten() for param in params]))
+        assert {state["step"].item() for state in optimizer.state.values()} == {52.0}
+    eager, replayed = map(torch.stack, paths)
+    assert torch.equal(eager, replayed) and eager.unique(dim=0).shape[0] == 50  # something moved at every step
 
 
 # --- what capture does and keeps
 
+def contents(tensors):
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def unchanged(tensors, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
+
+
 def test_capture_computes_nothing():
-    optimizer, params, _ = started(**FORMS["single"])
+    optimizer, params = started(**FORMS["single"])
     everything = device_tensors(optimizer)
-    before = {name: tensor.detach().clone() for name, tensor in everything.items()}
+    before = contents(everything)
     tape = GraphTape(everything)
     with tape.capture():
         optimizer.step()
         total = params[0].detach().sum()
         count = torch.ones_like(params[1], dtype=torch.float64)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in everything.items())
+    assert unchanged(everything, before)
     assert total.isnan() and count.isnan().all()
     tape.replay()
     assert torch.equal(total, params[0].detach().sum()) and count.eq(1).all()
@@ -145,16 +129,16 @@ def test_python_and_host_calls_run_once_and_their_numbers_are_frozen():
 
 
 def test_random_numbers_are_fresh_at_every_replay_and_not_drawn_by_the_capture():
-    x, own = torch.zeros(4), torch.Generator().manual_seed(6)
-    torch.manual_seed(5)
-    expected, state = [torch.rand(4), torch.rand(4)], own.get_state()
-    torch.manual_seed(5)
-    tape, _ = recorded(lambda: x.copy_(torch.rand_like(x)), x=x)
-    for values in expected:
-        tape.replay()
-        assert torch.equal(x, values)
-    recorded(lambda: x.normal_(generator=own), x=x)
-    assert torch.equal(own.get_state(), state)
+    x, generators = torch.zeros(4), (torch.default_generator, torch.Generator())
+    for generator in generators:
+        generator.manual_seed(5)
+    expected = torch.rand(8).split(4)
+    generators[0].manual_seed(5)
+    for generator in generators:
+        tape, _ = recorded(lambda one=generator: x.uniform_(generator=one), x=x)
+        for values in expected:
+            tape.replay()
+            assert torch.equal(x, values)
 
 
 def test_views_layouts_and_kinds_of_calls_replay():
@@ -177,27 +161,21 @@ def test_views_layouts_and_kinds_of_calls_replay():
         assert all(map(torch.equal, results, compute()))
 
 
-def test_empty_memory_is_no_call_and_keeps_its_content():
-    x = torch.ones(3)
-    tape, made = recorded(lambda: (torch.empty(3, device=x.device).add_(x), torch.empty_like(x)), x=x)
-    assert len(tape.calls) == 1 and all(tensor.isnan().all() for tensor in made)
-    made[0].zero_()
-    for _ in range(3):
-        tape.replay()
-    assert made[0].tolist() == [3.0, 3.0, 3.0]
-
-
-def test_made_memory_is_filled_again_and_gets_its_size_at_the_capture():
+def test_empty_memory_keeps_its_content_and_made_memory_is_filled_again():
     x = torch.ones(3)
 
     def block():
+        total = torch.empty(3, device=x.device).add_(x)
         filled = torch.full((3,), 2.0, device=x.device)
-        return filled, torch.mul(x + filled, 3, out=torch.empty(0, device=x.device))
+        product = torch.mul(x + filled, 3, out=torch.empty(0, device=x.device))  # it gets its size at the capture
+        return total, torch.empty_like(x), filled, product
 
-    tape, (filled, product) = recorded(block, x=x)
-    filled.fill_(77.0)
-    tape.replay()
-    assert (filled.tolist(), product.tolist()) == ([2.0] * 3, [9.0] * 3)
+    tape, made = recorded(block, x=x)
+    assert len(tape.calls) == 4 and all(tensor.isnan().all() for tensor in made)
+    total, _, filled, product = made
+    total.zero_(), filled.fill_(77.0)
+    tape.replay(), tape.replay()
+    assert (total.tolist(), filled.tolist(), product.tolist()) == ([2.0] * 3, [2.0] * 3, [9.0] * 3)
 
 
 def test_an_assertion_of_the_device_is_replayed():
@@ -282,30 +260,17 @@ REFUSED = [row for row in TABLE if row.verdict.startswith("refused") and not row
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.name)
 def test_a_refusal_that_is_caught_loses_the_capture_if_it_was_a_host_sync(row):
-    x, h = four(), torch.ones(4)
-    tape = GraphTape(x=x)
-
-    def capture():
-        with tape.capture():
-            with pytest.raises(CaptureError):
-                row.block(x, h)
-            x.add_(1)
-
-    if row.verdict == HOST_SYNC:
-        with pytest.raises(CaptureError, match="operation not permitted when stream is capturing"):
-            capture()
-        assert tape.calls == []
-    else:
-        capture()
+    x = four()
+    tape, lost = GraphTape(x=x), row.verdict == HOST_SYNC
+    said = pytest.raises(CaptureError, match="operation not permitted when stream is capturing")
+    with said if lost else contextlib.nullcontext(), tape.capture():
+        with pytest.raises(CaptureError):
+            row.block(x, torch.ones(4))
+        x.add_(1)
+    assert bool(tape.calls) is not lost
+    if not lost:
         tape.replay()
         assert torch.equal(x, four() + 1)
-
-
-def test_an_op_that_no_row_decides_is_recorded_and_named():
-    x = four()
-    tape, counts = recorded(lambda: torch.histc(x, 4, -3, 3), x=x)
-    tape.replay()
-    assert tape.not_known == ["histc"] and torch.equal(counts, torch.histc(x, 4, -3, 3))
 
 
 # --- misuse
@@ -342,28 +307,19 @@ def test_misuse_is_refused_and_leaves_everything_as_before(wrong, error, message
     assert x.tolist() == [2.0, 2.0, 2.0]
 
 
-def test_after_a_lost_capture_the_tape_can_capture_again():
-    x = torch.ones(3)
-    tape = GraphTape(x=x)
-    with pytest.raises(CaptureError, match="previous error"), tape.capture():
-        for illegal in (lambda: x.sum().item(), lambda: x.add_(1)):  # the second only because of the first
-            with pytest.raises(CaptureError, match="not permitted"):
-                illegal()
-    with tape.capture():
-        x.add_(1)
-    tape.replay()
-    assert x.tolist() == [2.0, 2.0, 2.0]
-
-
-def test_an_exception_inside_leaves_everything_as_before():
-    optimizer, params, _ = started(**FORMS["foreach"])
+def test_an_exception_or_a_lost_capture_leaves_everything_as_before():
+    optimizer, params = started(**FORMS["foreach"])
     everything = device_tensors(optimizer)
-    before = {name: tensor.detach().clone() for name, tensor in everything.items()}
-    tape = GraphTape(everything)
+    before, tape = contents(everything), GraphTape(everything)
     with pytest.raises(ZeroDivisionError), tape.capture():
         optimizer.step()
         1 / 0  # noqa: B018
-    assert all(torch.equal(tensor, before[name]) for name, tensor in everything.items())
+    with pytest.raises(CaptureError, match="previous error"), tape.capture():
+        optimizer.step()
+        for illegal in (params[0].sum().item, optimizer.step):  # the second only because of the first
+            with pytest.raises(CaptureError, match="not permitted"):
+                illegal()
+    assert unchanged(everything, before)
     with pytest.raises(CaptureError, match="nothing to replay"):
         tape.replay()
     with tape.capture():  # and the tape works as if nothing had been
@@ -406,12 +362,19 @@ def test_a_device_that_is_listed_and_runs_nothing_is_told(monkeypatch, capsys):
 
 # --- names and words
 
-def test_listing_shortens_lists_and_shows_views():
+def test_listing_shortens_lists_shows_views_and_names_what_no_row_decides():
     x = torch.ones(2, 3)
-    tape, _ = recorded(lambda: (torch._foreach_add_([x, x[0], x.t(), x, x], 1.0), x.t().mul_(x[0, 0].neg())), x=x)
+
+    def block():
+        torch._foreach_add_([x, x[0], x.t(), x, x], 1.0)
+        x.t().mul_(x[0, 0].neg())
+        torch.histc(x, 4)
+
+    tape, _ = recorded(block, x=x)
     assert [str(call) for call in tape.calls] == [
-        "_foreach_add_([x, x[3], ... 5 in all], 1)", "t1 = neg(x[])", "mul_(x[3, 2], t1)",
+        "_foreach_add_([x, x[3], ... 5 in all], 1)", "t1 = neg(x[])", "mul_(x[3, 2], t1)", "t2 = histc(x, 4)",
     ]
+    assert tape.not_known == ["histc"]
 
 
 def test_device_tensors_of_an_optimizer():

@@ -22,9 +22,7 @@ PARTNERS |= {two: one for one, two in PARTNERS.items()}
 LEFT_OUT = ("sqrt", "sqrt_", "abs", "clone", "deepcopy")  # calls that a change replaces by what they are given
 # check: {changed text: why it is right all the same, or why no check need tell it}
 EXPLAINED = {
-    "settings": {
-        "1000000000000.0 → 1000000000001.0": "any enormous ε hides the root",
-    },
+    "settings": {"1000000000000.0 → 1000000000001.0": "any enormous ε hides the root"},
     "zeros_to_exceed": {"1001 → 1002": "one more step after the silence than the thousand that are enough"},
     "runaway_loss": {
         "-torch.exp(k * x) / k → -torch.exp(k * x)": "Adam does not see the size of the loss",
@@ -89,27 +87,19 @@ def replacements_of_method(call):
 
 def changed(tree, numbers=True):
     """(what was changed, the changed tree) for every place of the functions and classes in `tree`."""
-    for place, node in enumerate(ast.walk(tree)):
+    for node in ast.walk(tree):
         for new in replacements(node, numbers) if isinstance(node, ast.expr) else ():
-            yield f"{ast.unparse(node)} → {ast.unparse(new)}", with_node(tree, place, new)
+            yield f"{ast.unparse(node)} → {ast.unparse(new)}", exchanged(tree, node, new)
         body = getattr(node, "body", None)
-        for number, statement in enumerate(body if isinstance(body, list) and not isinstance(node, ast.Module) else ()):
+        for statement in body if isinstance(body, list) and not isinstance(node, ast.Module) else ():
             is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
             if len(body) > 1 and not is_docstring and not isinstance(statement, (ast.FunctionDef, ast.Return)):
-                fresh = copy.deepcopy(tree)
-                del list(ast.walk(fresh))[place].body[number]
-                yield f"without {ast.unparse(statement)}", fresh
+                yield f"without {ast.unparse(statement)}", exchanged(tree, statement, ast.Pass())
 
 
-def with_node(tree, place, new):
-    fresh = copy.deepcopy(tree)
-    target = list(ast.walk(fresh))[place]
-
-    class Put(ast.NodeTransformer):
-        def visit(self, node):
-            return copy.deepcopy(new) if node is target else self.generic_visit(node)
-
-    return ast.fix_missing_locations(Put().visit(fresh))
+def exchanged(tree, old, new):
+    """A copy of the tree in which `new` stands where `old`, one of its nodes, stood."""
+    return ast.fix_missing_locations(copy.deepcopy(tree, {id(old): new}))
 
 
 class TooLong(BaseException):

@@ -6,7 +6,6 @@ import torch
 from exercise_reports import CHECKS, caught, reply_to, stub, unfinished
 
 from course.exercises import ch05_fused_cuda, ch09_errata, check, expect
-from course.parameter_sets import SETS
 
 
 @check(start="the cell 'A mean that forgets'")
@@ -17,18 +16,17 @@ def halve(reader):
     return "two lists"
 
 
-RIGHT = {
-    "list": lambda x: [v / 2 for v in x],
-    "NumPy": lambda x: np.array(x) / 2,
-    "torch": lambda x: torch.tensor(x, requires_grad=True) / 2,
-    "tuple of tensors": lambda x: tuple(torch.tensor(v / 2) for v in x),
-    "bfloat16": lambda x: torch.tensor(x, dtype=torch.bfloat16) / 2,
-}
+RIGHT = [
+    lambda x: [v / 2 for v in x],
+    lambda x: np.array(x) / 2,
+    lambda x: torch.tensor(x, requires_grad=True) / 2,
+    lambda x: tuple(torch.tensor(v / 2) for v in x),
+    lambda x: torch.tensor(x, dtype=torch.bfloat16) / 2,
+]
 WRONG = [
     (lambda x: [v / 2 + 1e-3 for v in x], "tried halve([2.0, 4.0]) yours 1.001 at [0], 2 of 2"),
     (lambda x: [x[0] / 2, float("nan")], "nan at [1], 1 of 2 differ expected 2 at [1]"),
     (lambda x: [v / 2 * (1 + 1e-12) for v in x], "yours 1.00000000000"),
-    (lambda x: list(map(int, x)), "yours 2 at [0]"),
     (lambda x: x[0] / 2, "yours shape [] expected shape [2]"),
     (lambda x: [], "yours shape [0]"),
     (lambda x: "half", "yours half"),
@@ -41,11 +39,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("kind", RIGHT)
-def test_a_right_answer_passes_in_every_type(kind):
-    report = halve(RIGHT[kind])
-    assert report and report.passed is True
-    assert repr(report) == "correct: halve\n  checked   two lists"
+def test_a_right_answer_passes_in_every_type():
+    for answer in RIGHT:
+        report = halve(answer)
+        assert report and report.passed is True
+        assert repr(report) == "correct: halve\n  checked   two lists"
 
 
 @pytest.mark.parametrize("answer, words", WRONG)
@@ -116,20 +114,19 @@ def test_every_check_turns_nonsense_into_a_report(name):
 # --------------------------------------------------------------------------------- what single checks stand on
 
 
-@pytest.mark.parametrize(
-    "numels, tensors, blocks, launches",
-    [
-        ([], 2, 3, 0), ([0, 0], 2, 3, 0), ([1, 1], 2, 3, 1), ([1, 1, 1], 2, 3, 2),
-        ([3 * 65_536], 2, 3, 1), ([3 * 65_536 + 1], 2, 3, 2),
-        ([4 * 65_536, 1, 1], 2, 3, 3),  # the rest of a tensor is one in the next launch
-        ("resnet18", 36, 320, 2), ("gpt2_small", 36, 320, 7), ("large_8x8m", 36, 320, 4), ("small_200x1k", 36, 320, 6),
-        ("gpt2_small", 252, 2240, 1),  # torch 2.12 and newer, for CUDA 13
-    ],
-)
-def test_launches_of_torchs_kernel_end_where_a_limit_is_met(numels, tensors, blocks, launches):
-    if isinstance(numels, str):
-        numels = [torch.Size(shape).numel() for shape in SETS[numels]()]
-    assert ch05_fused_cuda._launches(numels, tensors, blocks) == launches
+@pytest.mark.parametrize("numels, launches", [
+    ([], 0),
+    ([0, 0], 0),
+    ([1, 1], 1),
+    ([1, 1, 1], 2),
+    ([3 * 65_536], 1),
+    ([3 * 65_536 + 1], 2),
+    ([4 * 65_536, 1, 1], 3),  # the rest of a tensor is one in the next launch
+    ([1, 2 * 65_536], 1),  # the last tensor that a launch has room for brings all its blocks
+])
+def test_launches_of_torchs_kernel_end_where_a_limit_is_met(numels, launches):
+    """Of 2 tensors and 3 blocks. (With torch's own limits they stand in appendix D, in what its check prints.)"""
+    assert ch05_fused_cuda._launches(numels, 2, 3) == launches
 
 
 def test_counting_one_by_one_is_ended_and_told_why(monkeypatch):
@@ -138,9 +135,3 @@ def test_counting_one_by_one_is_ended_and_told_why(monkeypatch):
     report = reply_to("counter_limit", {"n = n * 2": "n = n + (1 if dtype is torch.float64 else n)"})
     caught(report)
     assert "too far to try one by one" in str(report)
-
-
-def test_no_two_of_the_wrong_adams_are_the_same():
-    gradients = [3.0, -0.5, 0.2, 0.21, 0.0, 0.02, 0.3, -1.0]
-    steps = [ch09_errata._from_rule(rule)(gradients, 0.01, (0.7, 0.95), 0.1) for _, rule, _ in ch09_errata._WRONG]
-    assert len({tuple(taken.round(9)) for taken in steps}) == len(steps)

@@ -66,7 +66,8 @@ WRONG = {
     ],
     "runaway_loss": [
         ("a high power", lambda x: -((1 + x) ** 8), "how fast |gradient| grows"),
-        ("another one at every call", {"torch.exp(k * x)": "x * torch.rand(())"}, "a function of x alone"),
+        ("another one at every call", {"torch.exp(k * x)": "torch.exp(k * x) * (1 + 1e-6 * torch.rand(()))"},
+         "a function of x alone"),
         ("cut from the graph", {"k * x": "k * x.detach()"}, ".detach() cut it"),
     ],
     "first_response": [
@@ -152,9 +153,7 @@ WRONG = {
         ("unscales itself, also when called off",
          {"torch._fused_adam_(": "torch._foreach_div_(grads, scale)\n    torch._fused_adam_(",
           "grad_scale=scale, ": ""}, "nothing in a step called off"),
-        ("asks by bool", {"finite.logical_not().float()": "torch.tensor(float(not finite))"}, "asked a tensor for"),
-        ("asks by item", {"finite.logical_not().float()": "torch.tensor(1.0 - finite.item())"},
-         "asked a tensor for its"),
+        ("asks the host", {"finite.logical_not().float()": "torch.tensor(float(not finite))"}, "asked a tensor"),
     ],
     "clip_": [
         ("each tensor for itself", {"mul_(factor)": "mul_((max_norm / grad.norm()).clamp(max=1.0))"}, "long gradients"),
