@@ -45,22 +45,30 @@ MUTANTS = [
     Mutant("fused: betas exchanged", "05_fused_cuda", FUSED, "beta1=beta1, beta2=beta2", "beta1=beta2, beta2=beta1"),
     Mutant("triton: ε inside the root", "05_fused_cuda", TRITON, "tl.sqrt_rn(v), root_c2) + eps", "tl.sqrt_rn(v + eps), root_c2)"),
     Mutant("capturable: ε unscaled", "06_capturable", CAPTURABLE, "root_c2 * eps", "root_c2 * 0 + eps"),
-    Mutant("capturable: m̂ uncorrected", "06_capturable", CAPTURABLE, "(-lr / _correction(beta1, t))", "-lr"),
+    Mutant("capturable: m̂ uncorrected", "06_capturable", CAPTURABLE, "/ _correction(beta1, t) * -lr", "* -lr"),
     Mutant("differentiable: β₂ for β₁", "07_differentiable", DIFFERENTIABLE, "1 - like(beta1, p)", "1 - like(beta2, p)"),
-    Mutant("differentiable: slope ∞ at 0", "07_differentiable", DIFFERENTIABLE,
-           "return v.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)", "return v.sqrt()"),
-    Mutant("functional: counts by two", "03_single_tensor", "functional.py", "add_to(counts, 1.0)", "add_to(counts, 2.0)"),
+    Mutant("differentiable: slope ∞ at 0", "07_differentiable", "variants/root.py",
+           ".masked_fill(root == 0, torch.inf)", ""),
+    Mutant("functional: counts by two", "03_single_tensor", "functional.py", "torch.tensor(1.0, device", "torch.tensor(2.0, device"),
     Mutant("Algorithm 1: v̂ uncorrected", "01_the_math", "theory/algorithm1.py", "else v) / (1 - β2**t)", "else v)"),
     Mutant("the bound: window of m̂ for v̂'s", "02_the_step_bound", "theory/step_bound.py",
            "np.log(_fraction_of_window(beta2, t)) -", "np.log(_fraction_of_window(beta1, t)) -"),
 ]
 
 
+def changed(mutant):
+    """The text of the mutant's file with the change made."""
+    text = (ROOT / "adamlib" / mutant.file).read_text(encoding="utf-8")
+    if text.count(mutant.right) != 1:
+        raise ValueError(f"{mutant.name}: adamlib/{mutant.file} has {mutant.right!r} {text.count(mutant.right)} times, "
+                         "not once: name another place in MUTANTS (tools/mutants.py)")
+    return text.replace(mutant.right, mutant.wrong)
+
+
 def noticed(mutant, folder):
     """Numbers of the cells that differ (nbval's count) where adamlib in `folder`, a copy of ours, has the mutant."""
     path, original = folder / "adamlib" / mutant.file, ROOT / "adamlib" / mutant.file
-    text = original.read_text(encoding="utf-8")
-    path.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
+    path.write_text(changed(mutant), encoding="utf-8")
     notebook = folder / "notebooks" / f"{mutant.chapter}.ipynb"
     cells, _ = differing(mutant.name, [notebook], folder, PYTHONPATH="")
     shutil.copy(original, path)

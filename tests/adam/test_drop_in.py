@@ -395,7 +395,7 @@ SHARDED = """
 
 
 def test_two_processes_with_FSDP2_give_torchs_bits_and_importing_adamlib_imports_nothing_else(tmp_path):
-    """Where a process may hold nothing of a tensor. DDP and ZeRO: tests/course/test_two_processes.py."""
+    """Where a process may hold nothing of a tensor. DDP and ZeRO: appendix E, whose outputs are compared."""
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SHARDED)]
     how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cells import printed
 from comparison import TOLERANCE, as_stored, difference, same_html, same_picture, same_text
+from mutants import MUTANTS, changed
 from nbformat.v4 import new_output
 from PIL import Image
 
@@ -132,3 +133,11 @@ def test_the_summary_knows_how_far_accepted_pictures_are(monkeypatch):
     monkeypatch.setattr(comparison, "ACCEPTED", [])
     assert same_picture(png(), png()) and comparison.ACCEPTED == []
     assert same_picture(png(shift=0.05), png()) and 0 < comparison.ACCEPTED[0] < TOLERANCE
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_of_adamlib_is_another_program(mutant):
+    """tools/mutants.py asks the notebooks whether they notice it: it has to change something, in one place."""
+    compile(changed(mutant), mutant.file, "exec")
+    with pytest.raises(ValueError, match=f"{mutant.name}.*not once"):
+        changed(mutant._replace(right="nowhere"))
