@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -69,7 +70,8 @@ def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     (folder / "notebooks").mkdir()
     for name in ("environment.yml", "notebooks/conftest.py", "notebooks/tools", "notebooks/course", "adamlib"):
-        subprocess.run(["cp", "-r", ROOT / name, folder / name], check=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
     for package in ("torch", "matplotlib", "pillow"):
         pin(folder, package, version(package).partition("+")[0])
     return folder
