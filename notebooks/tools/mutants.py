@@ -56,6 +56,13 @@ MUTANTS = [
 ]
 
 
+def copy_of(names, folder):
+    """Copy these files and folders of the repository to the same places in `folder`."""
+    for name in names:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+
+
 def changed(mutant):
     """The text of the mutant's file with the change made."""
     text = (ROOT / "adamlib" / mutant.file).read_text(encoding="utf-8")
@@ -86,9 +93,7 @@ def main(arguments=None):
     unnoticed = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, folder / name)
+        copy_of(COPIED, folder)
         for mutant in wanted:
             cells = noticed(mutant, folder)
             print(f"{mutant.name:32} {mutant.chapter:20} {len(cells):3} cells: {', '.join(map(str, cells))}", flush=True)

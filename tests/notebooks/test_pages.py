@@ -1,6 +1,5 @@
 """The slides and the site: complete, with local files only (MathJax, too), and with every figure described."""
 
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -30,7 +29,8 @@ class Page(HTMLParser):
             self.loaded.append(attributes["href"])
         if tag in ("script", "img", "iframe") and "src" in attributes:
             self.loaded.append(attributes["src"])
-        if tag == "img" and (attributes.get("alt") or ".png").endswith((".png", ".svg")):  # Sphinx puts a file's name
+        alt = attributes.get("alt")
+        if tag == "img" and (not alt or alt.endswith((".png", ".svg"))):  # without one Sphinx puts the file's name
             self.undescribed.append(attributes.get("src", "")[:60])
 
 

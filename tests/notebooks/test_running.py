@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from importlib.metadata import version
 import execute
 import pytest
 from cells import code, printed, written
+from mutants import copy_of
 from nbformat.v4 import new_code_cell
 from series import ROOT
 
@@ -69,9 +69,7 @@ def repository(tmp_path_factory):
     """A copy of what runs notebooks, without the notebooks, and with the versions of this environment."""
     folder = tmp_path_factory.mktemp("repository")
     (folder / "notebooks").mkdir()
-    for name in ("environment.yml", "notebooks/conftest.py", "notebooks/tools", "notebooks/course", "adamlib"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
+    copy_of(("environment.yml", "notebooks/conftest.py", "notebooks/tools", "notebooks/course", "adamlib"), folder)
     for package in ("torch", "matplotlib", "pillow"):
         pin(folder, package, version(package).partition("+")[0])
     return folder
