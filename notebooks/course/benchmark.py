@@ -43,7 +43,7 @@ import torch
 
 import adamlib
 from course.benchmark_report import hardware, picture, software, table
-from course.parameter_sets import SETS, Shapes, count_parameters, tiny_200x64
+from course.parameter_sets import SETS, Shapes, count_parameters, resnet18, resnet18_loss, tiny_200x64
 from course.stopwatch import Contender, quartiles, race
 
 VARIANTS = {
@@ -58,10 +58,12 @@ VARIANTS = {
 }
 NOISE = {"noise, single": "single", "noise, fused": "fused"}  # torch against torch
 DEFAULT_VARIANTS = [name for name in [*VARIANTS, *NOISE] if name != "compiled"]  # that one compiles for minutes
-# Sets on which the usual way of stepping is not the hardest: one gradient in two is absent in every other step, and
-# each tensor is a param group of its own. In a CUDA graph neither would mean anything.
-UNUSUAL = {"coming_and_going": tiny_200x64, "groups_300x64": lambda: [(64,)] * 300}
-DEFAULT_SETS = ["tiny_200x64", *UNUSUAL, "small_200x1k", "resnet18", "gpt2_small", "large_8x8m"]
+# Sets that are stepped in a way of their own: one gradient in two is absent in every other step, each tensor is a param
+# group of its own, a network is trained between the steps. In a CUDA graph none of it would mean anything.
+UNUSUAL = {"coming_and_going": tiny_200x64, "groups_300x64": lambda: [(64,)] * 300, "resnet18_training": resnet18}
+DEFAULT_SETS = ["tiny_200x64", "coming_and_going", "groups_300x64", "small_200x1k", "resnet18", "resnet18_training",
+                "gpt2_small", "large_8x8m"]  # fmt: skip
+TRAINS = ("single", "foreach", "fused", *NOISE)  # the variants that a training loop on this device would choose among
 USUAL = dict(sets=DEFAULT_SETS, rounds=21, min_seconds=0.1)
 QUICK = dict(sets=["tiny_200x64"], rounds=5, min_seconds=0.01)
 BYTES = 28  # the least a step of Adam moves per float32 parameter
@@ -88,6 +90,7 @@ def run(sets: list[str], variants: list[str], settings: Settings, progress) -> d
     modes = ["eager", "graph", "cold graph"]
     pairs = [pair for pair in itertools.product(sets, variants, modes) if _makes_sense(*pair[1:], settings)
              and (pair[0] in SETS or pair[1] != "compiled" and pair[2] == "eager")
+             and (pair[0] != "resnet18_training" or pair[1] in TRAINS)
              and (pair[2] != "cold graph" or sets_in_rotation(SETS[pair[0]]()))]
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler tells of its start and stop otherwise
     report = {
@@ -209,11 +212,20 @@ def optimizer(library, shapes: Shapes, options: dict, settings: Settings, set_na
         result = library([dict(params=[p]) for p in params] if set_name == "groups_300x64" else params, **options)
         if set_name == "coming_and_going":
             result.step = coming_and_going(result)
+        if set_name == "resnet18_training":
+            result.rewind = lambda: train(params)
         return result
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it reports a profiler's range otherwise
     result = library(params, lr=torch.tensor(1e-3, device=settings.device), **options)
     result.step = torch.compile(result.step)
     return result
+
+
+def train(tensors: list[torch.Tensor]) -> None:
+    """What a training loop does between two steps of ResNet-18: the old gradients are freed, new ones are made."""
+    for p in tensors:
+        p.grad = None
+    resnet18_loss(tensors).backward()
 
 
 def coming_and_going(optimizer: torch.optim.Optimizer):
@@ -236,16 +248,18 @@ def contender(optimizers: list[torch.optim.Optimizer], mode: str) -> Contender:
         for optimizer in optimizers:
             optimizer.step()
 
-    def rewind():  # forget the graph, so that every step starts from leaves
+    def rewind():  # train, or forget the graph, so that every step starts from leaves
         for optimizer in optimizers:
-            for group in optimizer.param_groups:
+            if trains:
+                optimizer.rewind()
+            for group in optimizer.param_groups if differentiable else ():
                 for p in group["params"]:
                     for tensor in (p, *optimizer.state[p].values()):
                         if tensor.grad_fn is not None:
                             tensor.detach_()
 
-    differentiable = optimizers[0].defaults["differentiable"]
-    result = Contender(step, len(optimizers), rewind if differentiable else None)
+    differentiable, trains = optimizers[0].defaults["differentiable"], hasattr(optimizers[0], "rewind")
+    result = Contender(step, len(optimizers), rewind if differentiable or trains else None)
     if mode == "eager":
         for _ in range(3):
             step()

@@ -344,7 +344,7 @@ def _draw_ratio(ax, now, seen):
     steps, (lead, was) = np.arange(1, now.shown + 1), _lead(now, seen)
     highest = max(1, np.abs(seen.ratio).max())
     bound = seen.bound[-1] if np.isfinite(seen.bound[-1]) else math.inf
-    ax.plot(steps, np.minimum(seen.bound, 1e9), color="#595959", linestyle="--", linewidth=1.8)
+    ax.plot(steps, np.minimum(seen.bound, 1e9), color="#ACACAC", linestyle="--", linewidth=5)  # seen behind the step
     thick = 2.5 if now.shown <= 300 else 1.2
     ax.plot(steps, seen.ratio, color="#BFBFBF", linestyle="-", linewidth=thick)
     if lead:

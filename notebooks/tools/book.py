@@ -31,7 +31,7 @@ extensions = ["myst_nb", "sphinx-mathjax-offline"]
 html_theme = "sphinx_book_theme"
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
                       "home_page_in_toc": True, "article_footer_items": [], "toc_title": "In this chapter"}
-html_static_path, html_css_files, html_js_files = ["_static"], ["series.css"], ["series.js"]
+html_static_path, html_css_files = ["_static"], ["series.css"]
 html_context = {"default_mode": "auto"}
 html_show_copyright = html_copy_source = html_show_sourcelink = False
 nb_execution_mode = "off"
@@ -49,21 +49,6 @@ STYLE = """
 mjx-container[display="true"] { overflow-x: auto; overflow-y: hidden; }
 code.literal, code.literal .pre { white-space: normal; overflow-wrap: anywhere; }  /* a long path on a phone */
 """
-
-# The theme begins with the colours of the last visit and corrects them once the page is there. The living figure takes
-# the colours of the page behind it when it is drawn: so they are set before, and when they change another width makes
-# it draw itself anew.
-SCRIPT = """{
-  const page = document.documentElement;
-  if ((localStorage.getItem("mode") || "auto") === "auto")
-    page.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  new MutationObserver(() => document.querySelectorAll("[data-adam-windows]").forEach(({shadowRoot}) => {
-    const {style} = shadowRoot.querySelector(".fig");
-    style.borderRight = style.borderRight ? "" : "3px solid transparent";
-  })).observe(page, {attributeFilter: ["data-theme"]});
-}
-"""
-
 
 # The front page's picture of a chapter, by words of its cell: one that answers no vote of the deck. The others have none.
 FRONT = {
@@ -158,7 +143,6 @@ def build(executing, site=SITE, opening=None):
         nbformat.write(pages[path.stem], path)
     (SOURCE / "conf.py").write_text(CONFIGURATION, encoding="utf-8")
     (SOURCE / "_static" / "series.css").write_text(STYLE, encoding="utf-8")
-    (SOURCE / "_static" / "series.js").write_text(SCRIPT, encoding="utf-8")
     (SOURCE / "index.md").write_text(index(pages), encoding="utf-8")
     built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", SOURCE, site])
     if built.returncode:

@@ -387,6 +387,9 @@ SHARDED = """
 
     for flags in {}, dict(foreach=True), dict(fused=True):
         assert all(map(torch.equal, train(adamlib.Adam, flags), train(torch.optim.Adam, flags))), flags
+    sharded = [*fully_shard(nn.Linear(4, 5), mesh=mesh).parameters()]
+    adamlib.functional.FOREACH_BY_DEFAULT = ("cpu",)  # as on an accelerator, where torch counts a DTensor as plain
+    assert adamlib.functional.choose_variant(sharded, None, False, False, None, 0.1).__name__ == "adam_foreach"
     distributed.barrier()
     distributed.destroy_process_group()
     print("sharded ok", flush=True)
@@ -394,7 +397,7 @@ SHARDED = """
 """
 
 
-def test_two_processes_with_FSDP2_give_torchs_bits_and_importing_adamlib_imports_nothing_else(tmp_path):
+def test_two_processes_with_FSDP2_give_torchs_bits_and_foreach_and_importing_adamlib_imports_nothing_else(tmp_path):
     """Where a process may hold nothing of a tensor. DDP and ZeRO: appendix E, whose outputs are compared."""
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SHARDED)]
     how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -134,10 +134,22 @@ def test_a_row_of_every_variant(variant, monkeypatch):
         assert row["same_bits"]
 
 
-@pytest.mark.parametrize("set_name", benchmark.UNUSUAL)
-def test_a_row_of_the_sets_that_are_stepped_in_an_unusual_way(set_name):
+@pytest.mark.parametrize("set_name, parameters", [
+    ("coming_and_going", 12_800), ("groups_300x64", 19_200), ("resnet18_training", 11_689_512),
+])
+def test_a_row_of_the_sets_that_are_stepped_in_a_way_of_their_own(set_name, parameters):
     row = benchmark.measure_pair(set_name, "fused", "eager", BRIEF)
-    assert row["same_bits"] and row["parameters"] == 64 * row["tensors"]
+    assert row["same_bits"] and row["parameters"] == parameters and set_name in benchmark.UNUSUAL
+
+
+def test_between_two_steps_of_training_every_gradient_is_made_anew():
+    one = benchmark.optimizer(torch.optim.Adam, benchmark.resnet18(), {}, BRIEF, "resnet18_training")
+    contender, params = benchmark.contender([one], "eager"), one.param_groups[0]["params"]
+    before = [p.grad for p in params]
+    contender.call()
+    assert all(p.grad is grad for p, grad in zip(params, before))  # a step computes no gradient
+    contender.rewind()
+    assert all(p.grad is not None and p.grad is not grad for p, grad in zip(params, before))
 
 
 @pytest.mark.parametrize("variant, other", [("fused", adamlib.Adam), ("noise, fused", torch.optim.Adam)])

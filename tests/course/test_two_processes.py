@@ -1,7 +1,7 @@
-"""A launch that takes too long leaves no process, and FSDP2 is applied layer by layer.
+"""A launch that fails or takes too long says why and leaves no process, and FSDP2 is applied layer by layer.
 
-Appendix E shows, with outputs that are compared: every way of dividing has the bits of one process, the bytes of state
-on each rank, and the traceback of a rank that fails.
+Appendix E shows, with outputs that are compared: every way of dividing has the bits of one process, and the bytes of
+state on each rank.
 """
 
 import time
@@ -27,3 +27,10 @@ def test_a_launch_that_takes_too_long_is_ended(seconds):
         two_processes.launch("ddp", steps=100_000, seconds=seconds)
     assert time.monotonic() - start < seconds + 25
     assert not any(map(two_processes.running, failure.value.processes))
+
+
+def test_of_a_launch_that_fails_the_first_error_is_told():
+    told = r"^rank 1 failed:[^$]*\nFloatingPointError: step 3: the loss is nan"
+    with pytest.raises(two_processes.RankFailed, match=told) as failure:
+        two_processes.launch("fsdp2", poison="1:3")
+    assert len(failure.value.processes) == 3 and not any(map(two_processes.running, failure.value.processes))
