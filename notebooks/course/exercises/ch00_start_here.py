@@ -21,7 +21,7 @@ def first_step(reader):
     )
     for g, lr, eps, look in cases:
         expect(
-            reader(g, lr, eps), -lr * g / (abs(g) + eps), rtol=1e-7,
+            reader(g, lr, eps), -lr * g / (abs(g) + eps), rtol=1e-6,
             tried=f"first_step({g:g}, lr={lr:g}, eps={eps:g})", look=look,
         )  # fmt: skip
     return "six gradients, from 1e-8 to 250, of both signs, and 0"
