@@ -9,7 +9,8 @@
     {vote}                                 the list that follows has the options; a click on one counts a hand
     Note: wait ten seconds                 what only the lecturer sees, to the end of the slide
 
-Prose of the chapter is not projected: what stands before the cell that a slide shows becomes its speaker note.
+Prose of the chapter is not projected: the last of it before the cell that a slide shows becomes its speaker note, with
+all remarks to the speaker since the slide before.
 """
 
 import re
@@ -102,7 +103,7 @@ def _slide(title, body, cells, used):
             number, cell = _cell(cells, directive[2])
             parts.append(_taken(directive[1], cell, directive[3], directive[4]))
             passed = [c for c in cells[used:number] if c.cell_type == "markdown"]
-            prose += [text for c in passed for text in (c.metadata.get("speaker"), c.source) if text]
+            prose += [c.metadata["speaker"] for c in passed if "speaker" in c.metadata] + [c.source for c in passed[-1:]]
             used = max(used, number)
     _check(title, parts, vote)
     note = "\n\n".join(filter(None, [remark.strip(), *(re.sub(r"^#+ ", "", p, flags=re.MULTILINE) for p in prose)]))

@@ -45,7 +45,7 @@ def written(tmp_path, monkeypatch):
     return read
 
 
-def test_a_slide_takes_code_print_and_figure_from_its_chapter_and_the_prose_becomes_its_note(written):
+def test_a_slide_takes_code_print_and_figure_from_its_chapter_and_the_last_prose_becomes_its_note(written):
     (section,) = written(
         '# First [drop when late]\n## A claim\n{code "y = 2" 2-3}\n{print "y = 2"}\nNote: Slowly.\n## A picture\n'
         '{figure "plot(x)"}\n## A vote\n{vote}\n- yes\n- no\n'
@@ -53,7 +53,7 @@ def test_a_slide_takes_code_print_and_figure_from_its_chapter_and_the_prose_beco
     assert section.title == "First" and section.marks == ["drop when late"]
     claim, figure, vote = section.slides
     assert claim.parts == [("code", "y = 2\nprint(x)"), ("print", "1")]
-    assert claim.note == "Slowly.\n\nA chapter\n\nAsk first.\n\nThe reason why."
+    assert claim.note == "Slowly.\n\nAsk first.\n\nThe reason why."
     assert figure.note == "Prose." and figure.parts[0].content is CHAPTER.cells[4]
     assert vote.vote and not claim.vote
     assert claim.seconds == 25 + 2 * 0.5 + 3 * 5 and figure.seconds == 25 + 1 + 75 and vote.seconds == 25 + 4 * 0.5 + 90
