@@ -25,6 +25,7 @@ comparison; the arithmetic behind that check is torch's own.
 import argparse
 import contextlib
 import datetime
+import functools
 import importlib
 import itertools
 import json
@@ -194,7 +195,10 @@ def sets_in_rotation(shapes: Shapes) -> int:
 
 
 def optimizer(library, shapes: Shapes, options: dict, settings: Settings, set_name="") -> torch.optim.Optimizer:
-    """An optimizer over tensors of these shapes, with gradients, the same numbers every time."""
+    """An optimizer over tensors of these shapes, with gradients, the same numbers every time.
+
+    Its ``rewind`` is what has to be done, untimed, between two steps: nothing, training, or forgetting the graph.
+    """
     noise = torch.randn(2**20, generator=torch.Generator().manual_seed(settings.seed)).to(settings.device)
 
     def draw(shape):
@@ -212,12 +216,12 @@ def optimizer(library, shapes: Shapes, options: dict, settings: Settings, set_na
         result = library([dict(params=[p]) for p in params] if set_name == "groups_300x64" else params, **options)
         if set_name == "coming_and_going":
             result.step = coming_and_going(result)
-        if set_name == "resnet18_training":
-            result.rewind = lambda: train(params)
+        result.rewind = (functools.partial(train, params) if set_name == "resnet18_training"
+                         else functools.partial(forget_graph, result) if differentiable else None)  # fmt: skip
         return result
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it reports a profiler's range otherwise
     result = library(params, lr=torch.tensor(1e-3, device=settings.device), **options)
-    result.step = torch.compile(result.step)
+    result.step, result.rewind = torch.compile(result.step), None
     return result
 
 
@@ -226,6 +230,15 @@ def train(tensors: list[torch.Tensor]) -> None:
     for p in tensors:
         p.grad = None
     resnet18_loss(tensors).backward()
+
+
+def forget_graph(optimizer: torch.optim.Optimizer) -> None:
+    """Detach parameters and state, so that every differentiable step starts from leaves."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for tensor in (p, *optimizer.state[p].values()):
+                if tensor.grad_fn is not None:
+                    tensor.detach_()
 
 
 def coming_and_going(optimizer: torch.optim.Optimizer):
@@ -248,22 +261,16 @@ def contender(optimizers: list[torch.optim.Optimizer], mode: str) -> Contender:
         for optimizer in optimizers:
             optimizer.step()
 
-    def rewind():  # train, or forget the graph, so that every step starts from leaves
+    def rewind():
         for optimizer in optimizers:
-            if trains:
-                optimizer.rewind()
-            for group in optimizer.param_groups if differentiable else ():
-                for p in group["params"]:
-                    for tensor in (p, *optimizer.state[p].values()):
-                        if tensor.grad_fn is not None:
-                            tensor.detach_()
+            optimizer.rewind()
 
-    differentiable, trains = optimizers[0].defaults["differentiable"], hasattr(optimizers[0], "rewind")
-    result = Contender(step, len(optimizers), rewind if differentiable or trains else None)
+    result = Contender(step, len(optimizers), rewind if optimizers[0].rewind else None)
     if mode == "eager":
         for _ in range(3):
             step()
-            rewind()
+            if result.rewind is not None:
+                rewind()
         return result
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
