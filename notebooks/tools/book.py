@@ -52,7 +52,7 @@ code.literal, code.literal .pre { white-space: normal; overflow-wrap: anywhere; 
 
 # The front page's picture of a chapter, by words of its cell: one that answers no vote of the deck. The others have none.
 FRONT = {
-    "00_start_here": "64 numbers are enough to know a digit by", "01_the_math": "RMSprop keeps bouncing",
+    "00_start_here": "64 numbers are enough to recognize a digit", "01_the_math": "RMSprop keeps bouncing",
     "02_the_step_bound": "A weight wakes up. How long is its longest step?", "04_foreach": "Buckets pay for memory with calls",
     "05_fused_cuda": "The scaler feels its way along the edge", "06_capturable": "A graph closes the gaps",
     "07_differentiable": "Twenty unrolled steps tell right labels", "08_in_practice": "The scale grows until a gradient overflows",
