@@ -1,6 +1,7 @@
 """class Adam, class AdamW: options, validation, state, checkpoints. The arithmetic is in `adamlib.variants`."""
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .functional import FLAGS, Step, choose, count, look, refuse_combinations, t
 # Options that checkpoints of older torch versions lack, and what they meant then.
 FORMER_DEFAULTS = dict(amsgrad=False, maximize=False, foreach=None, capturable=False, differentiable=False,
                        decoupled_weight_decay=False, fused=None)
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # what of an entry must be like its parameter
 
 
 class Adam(Optimizer):
@@ -23,14 +25,14 @@ class Adam(Optimizer):
         betas: decay rates (β₁, β₂) of the two averages, in [0, 1): two floats or two 1-element tensors.
         eps: ε, added to √v̂, in units of the gradient.
         weight_decay: λ. Added to the gradient as λθ (L2) or, with decoupled_weight_decay, as in AdamW: θ ← (1 − αλ)θ.
-        amsgrad: divide by the running maximum of v (as torch does: the maximum before bias correction).
-        foreach, fused: which way. Neither: foreach on an accelerator, else the for-loop. fused="triton": our kernel.
+        amsgrad: v̂ from the running maximum of v (as torch does: the maximum before bias correction).
+        foreach, fused: which way; fused="triton" is our kernel. Neither: torch's choice, on a CPU the for-loop.
         maximize: step up the gradient instead of down.
         capturable: nothing is read on the host, so that a CUDA graph can replay the step. Every device.
-        differentiable: autograd goes through the step; parameters may be non-leaf tensors.
+        differentiable: autograd goes through the step, to tensor options too; no parameter may be a leaf it follows.
 
-    Raises ValueError, TypeError or RuntimeError, as torch does. A step of all groups is the for-loop's, to rounding, or
-    it raises before a parameter, a moment or a count has changed.
+    Raises ValueError, TypeError, RuntimeError or KeyError, in torch's words where it has some. A step of all groups is
+    the for-loop's, to rounding, or it raises before a parameter, a moment or a count has changed.
     """
 
     _triton = None  # our own kernel with its tables, which belong to no state
@@ -64,14 +66,13 @@ class Adam(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
         """Take one step; with a closure, evaluate it first (with gradients on) and return its value.
-
         Under torch.compile the step is one graph, in the capturable form; fused and differentiable steps stay outside.
         """
         compiling = torch.compiler.is_compiling()
         capturing = not compiling and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        if capturing and not all(group["capturable"] for group in self.param_groups):
+        if capturing and not all(group["capturable"] and not group["differentiable"] for group in self.param_groups):
             raise RuntimeError(f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
-                               "param_groups' capturable is False, so its count would be frozen: use capturable=True")
+                               "param_groups' capturable is False: set it, without differentiable, or t is frozen")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -118,7 +119,6 @@ class Adam(Optimizer):
 
     def _prepare_triton(self, steps: list[Step], scaler: dict[str, Tensor]) -> Callable[[], None]:
         from .variants.triton_kernel import FusedTriton, GroupLists  # late: Triton is optional
-
         self._triton = self._triton or FusedTriton()
         return self._triton.prepare([GroupLists(*lists, **options) for _, lists, options in steps], **scaler)
 
@@ -127,7 +127,7 @@ class Adam(Optimizer):
         for index, group in enumerate(self.param_groups):
             for place, p in enumerate(group["params"]):
                 if p is param:
-                    named = f" ({group['param_names'][place]})" if "param_names" in group else ""
+                    named = f" ({group['param_names'][place]})" if place < len(group.get("param_names", ())) else ""
                     return f"parameter {place}{named}" + f" of group {index}" * (len(self.param_groups) > 1)
         return "a parameter that is in no group"
 
@@ -198,7 +198,7 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
     for i, beta in enumerate(betas):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-    if not 0.0 <= group["weight_decay"]:
+    if not 0.0 <= to_scalar(group["weight_decay"], "weight_decay"):
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
     if not (loaded or all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
         raise ValueError("betas must be either both floats or both Tensors")
@@ -208,15 +208,15 @@ def validated(group: dict[str, Any], loaded: bool = False) -> tuple[float | Tens
 
 
 def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """A new entry of the state from what there is of one: missing moments are made, and the count is put where the
-    group's flags, which may change, want it, in float32, exact to 2²⁴ steps, or float64 where that is the default.
-    Made outside of inference mode: what is made inside could never be written outside again."""
+    """A new entry of the state from what there is of one: an empty one is filled, a missing maximum made, the count put
+    where the group's flags, which may change, want it: in float32, exact to 2²⁴ steps, or float64 where that is the
+    default. Made outside of inference mode: what is made inside could never be written outside again."""
     with torch.inference_mode(False):
         zeros = partial(torch.zeros_like, param)
         entry = dict(entry) or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
-        step, beside = entry["step"], group["capturable"] or group["fused"]  # the parameter
+        step, beside = entry["step"], group["fused"] or group["capturable"] and not group["differentiable"]  # p
         device = param.device if beside else torch.device("cpu")
         if not isinstance(step, Tensor):  # made where it belongs: a copy to a GPU could not be captured
             make = partial(torch.full, (), device=device) if beside else partial(torch.tensor, device="cpu")
@@ -236,11 +236,11 @@ def own_entry(entry, param: Tensor, group: dict[str, Any], where: str, copy: boo
         raise ValueError(f"{at} has no {sorted(missing)} (it has {sorted(entry)}); was it saved by another optimizer?")
     for key, value in entry.items():
         shape = getattr(value, "shape", ())
-        if key.endswith(("exp_avg", "exp_avg_sq")) and (not isinstance(value, Tensor) or shape != param.shape):
+        if key in MOMENTS and (not isinstance(value, Tensor) or shape != param.shape):
             raise ValueError(f"{at}: {key} has shape {tuple(shape)}, the parameter {tuple(param.shape)}; "
                              "load it into the model it was saved from")
     step = entry["step"]
-    if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, (int, float))) or not step >= 0:
+    if not (step.numel() == 1 if isinstance(step, Tensor) else isinstance(step, Real)) or not step >= 0:
         raise ValueError(f"{at}: step must be one number, 0 or more, but it is {step!r}")
     if copy:
         entry = {key: value.clone() if isinstance(value, Tensor) else value for key, value in entry.items()}

@@ -1,1 +1,1 @@
-"""The mathematics of Adam in NumPy alone: Algorithm 1 as the oracle, and the exact bound on its steps."""
+"""The mathematics of Adam in NumPy: Algorithm 1 as the oracle, the exact bound on its steps, and `diagnose`."""

@@ -144,8 +144,11 @@ def algorithm1(
         grads: the gradients, shape (T, *theta0.shape); or a function (theta, t) -> gradient with t = 1, 2, …,
             and then `steps` says for how long.
         lr: α, or one α per step (a schedule).
+        betas, eps: (β₁, β₂) and ε.
         state: to go on where an earlier trajectory ended.
         options: weight_decay, decoupled_weight_decay, amsgrad, maximize, as in `adam_step`.
+
+    Raises ValueError as `adam_step` does, for too few gradients or rates, and where the number of steps is not known.
 
     >>> run = algorithm1(0.0, np.ones(3), lr=0.5, eps=0)
     >>> run.theta.round(12).tolist()

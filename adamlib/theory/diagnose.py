@@ -55,7 +55,7 @@ class Diagnosis(NamedTuple):
 
     is_adam: bool
     slips: list[tuple[str, ...]]  # the explanations, each a slip or a pair; empty: Adam, or nothing that is known here
-    alike: list[tuple[str, ...]]  # slips that these hyperparameters cannot tell from what was found
+    alike: list[tuple[str, ...]]  # if it is Adam: single slips that these hyperparameters cannot tell from it
     evidence: str  # which gradients, what Algorithm 1 does, what this one did
 
     def __repr__(self):

@@ -105,6 +105,15 @@ def test_a_scale_is_refused_by_the_variants_that_do_not_unscale(variant, name):
     opt.step()
 
 
+def test_a_parameter_appended_by_hand_to_named_ones_is_named_by_its_place():
+    opt = adamlib.Adam([("weight", weights()[0])])
+    appended = torch.ones(2, dtype=torch.int32)
+    appended.grad = torch.ones(2, dtype=torch.int32)
+    opt.param_groups[0]["params"].append(appended)
+    with refused(opt, "cannot step parameter 1: the parameter is torch.int32"):
+        opt.step()
+
+
 @as_in_torch
 def test_a_differentiable_step_of_a_leaf_is_refused(library):
     params = weights()

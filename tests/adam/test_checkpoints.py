@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy
 import pytest
 import torch
 from parameter_zoo import (
@@ -84,10 +85,14 @@ def test_loading_shares_memory_with_its_source_in_torch(library, variant):
 
 
 @as_in_torch
-def test_state_of_something_else_is_carried_along(library):
-    opt = library.Adam(weights())
-    opt.load_state_dict({**opt.state_dict(), "state": {"ema": {"decay": 0.9}}})
-    return opt.state["ema"]
+def test_state_of_something_else_and_what_a_subclass_keeps_in_an_entry_is_carried_along(library):
+    params, opt = trained(library.Adam)
+    opt.state[params[0]].update({"row_exp_avg_sq": torch.ones(1), "slow_exp_avg": None, 7: "seven"})
+    checkpoint = opt.state_dict()
+    checkpoint["state"]["ema"] = {"decay": 0.9}
+    opt = library.Adam(params)
+    opt.load_state_dict(checkpoint)
+    return opt.state["ema"], opt.state[params[0]]
 
 
 # --- amsgrad switched on later
@@ -111,6 +116,7 @@ def test_amsgrad_can_be_switched_on_after_the_state_exists(library, variant, how
 
 OLDER = {
     "an int, as in torch 1.11": lambda p: dict(step=3, exp_avg=p.detach() / 2, exp_avg_sq=torch.ones_like(p)),
+    "a NumPy integer": lambda p: dict(step=numpy.int64(3), exp_avg=p.detach() / 2, exp_avg_sq=torch.ones_like(p)),
     "a float": lambda p: dict(step=3.0, exp_avg=p.detach() / 2, exp_avg_sq=torch.ones_like(p)),
     "one dimension, as in torch 2.0": lambda p: dict(OLDER["a float"](p), step=torch.tensor([3.0])),
     "float64": lambda p: dict(OLDER["a float"](p), step=torch.tensor(3.0, dtype=torch.float64)),

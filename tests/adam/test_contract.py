@@ -13,6 +13,7 @@ The Triton kernel takes part in its interpreter, in a process of its own (see te
 import math
 import os
 
+import numpy
 import pytest
 import torch
 from parameter_zoo import ALL_FLAGS, SETTINGS, comparable, each_variant, six_lists
@@ -205,6 +206,13 @@ STATELESS = {  # what happens before any step or later: who must take the step, 
     "lr of two elements": (NOBODY, option(lr=torch.ones(2))),
     "a beta of two elements": (NOBODY, option(betas=(torch.ones(2), 0.9))),
     "eps is None": (NOBODY, option(eps=None)),
+    "eps of two elements": (NOBODY, option(eps=torch.ones(2))),
+    "eps of the parameter's shape": (NOBODY, option(eps=torch.ones(4, 6))),
+    "weight_decay is an array": (NOBODY, option(weight_decay=numpy.full(1, 0.1))),
+    "weight_decay of two elements": (NOBODY, option(weight_decay=torch.ones(2))),
+    "a weight_decay that requires a gradient": (
+        ANY, lambda w: option(weight_decay=torch.tensor(0.1, requires_grad="differentiable" not in w.flags))(w)
+    ),
     "foreach and fused": (NOBODY, option(foreach=True, fused=True)),
     "foreach and differentiable": (NOBODY, option(foreach=True, differentiable=True, fused=None)),
     "fused and differentiable": (NOBODY, option(fused=True, differentiable=True, foreach=None)),

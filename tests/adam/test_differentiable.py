@@ -119,6 +119,25 @@ def test_complex_parameters_can_be_differentiated_over_several_steps(amsgrad):
     assert gradcheck(unrolled, (z0, torch.tensor(0.1, **F64, requires_grad=True)), **NEAR)
 
 
+def test_options_of_one_element_in_any_shape_get_their_gradients():
+    slopes = []
+    for shape in (), (1,), (1, 1):
+        given = {name: value.reshape(shape).requires_grad_() if value.dim() == 0 else value
+                 for name, value in arguments().items()}
+        unroll(**given).sum().backward()
+        slopes.append([value.grad.item() for value in given.values() if value.requires_grad])
+    assert len(slopes[0]) == 5 and slopes[0] == slopes[1] == slopes[2]
+
+
+def test_with_capturable_too_the_count_stays_on_the_host_which_reads_it():
+    p = torch.ones(3, device="meta")
+    opt = adamlib.Adam([p], differentiable=True, capturable=True)
+    for _ in range(2):
+        p.grad = torch.ones(3, device="meta")
+        opt.step()
+    assert opt.state[p]["step"].device.type == "cpu" and float(opt.state[p]["step"]) == 2
+
+
 def test_each_group_follows_its_own_flag():
     """torch takes the gradient mode of the whole step from the defaults."""
     inner, leaf = torch.ones(2, **F64, requires_grad=True), torch.ones(2, **F64, requires_grad=True)

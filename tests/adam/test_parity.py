@@ -236,8 +236,9 @@ def run(flags, dtype, params=None, **options):
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_foreach_and_differentiable_have_the_bits_of_single_tensor_on_a_cpu(dtype, decay, amsgrad):
     options = dict(lr=0.01, amsgrad=amsgrad) | decay
-    single, foreach = (run(FLAGS[variant], dtype, **options) for variant in ("single_tensor", "foreach"))
-    no_leaves = {name: p.detach() for name, p in awkward_parameters(dtype, fused=True).items()}
+    single, foreach = (run(FLAGS[variant], dtype, awkward_parameters(dtype), **options)
+                       for variant in ("single_tensor", "foreach"))
+    no_leaves = {name: p.detach() for name, p in awkward_parameters(dtype).items()}
     unrolled = run(ALL_FLAGS["differentiable"], dtype, no_leaves, **options)
     for name in single:
         assert same_bits(single[name], foreach[name]) and same_bits(single[name], unrolled[name]), name
