@@ -16,7 +16,7 @@ def root_with_slope(v: Tensor) -> Tensor:
 
 
 class Root(torch.autograd.Function):
-    """The same for backward alone, in a third of the time: one pass, of which the graph keeps the result alone."""
+    """√v with the slope 0 at v = 0, for backward alone: one pass, of which the graph keeps only the result."""
     generate_vmap_rule = True
 
     @staticmethod
