@@ -29,7 +29,7 @@ class Adam(Optimizer):
         foreach, fused: which way; fused="triton" is our kernel. Neither: torch's choice, on a CPU the for-loop.
         maximize: step up the gradient instead of down.
         capturable: nothing is read on the host, so that a CUDA graph can replay the step. Every device.
-        differentiable: autograd goes through the step, to tensor options too; no parameter may be a leaf it follows.
+        differentiable: autograd goes through the step, to tensor options too; a leaf that requires one is refused.
 
     Raises ValueError, TypeError, RuntimeError or KeyError, in torch's words where it has some. A step of all groups is
     the for-loop's, to rounding, or it raises before a parameter, a moment or a count has changed.
@@ -216,7 +216,7 @@ def complete(entry: dict[str, Any], param: Tensor, group: dict[str, Any]) -> dic
         entry = dict(entry) or dict(step=0.0, exp_avg=zeros(), exp_avg_sq=zeros())
         if group["amsgrad"] and "max_exp_avg_sq" not in entry:
             entry["max_exp_avg_sq"] = zeros()
-        step, beside = entry["step"], group["fused"] or group["capturable"] and not group["differentiable"]  # p
+        step, beside = entry["step"], group["fused"] or group["capturable"] and not group["differentiable"]
         device = param.device if beside else torch.device("cpu")
         if not isinstance(step, Tensor):  # made where it belongs: a copy to a GPU could not be captured
             make = partial(torch.full, (), device=device) if beside else partial(torch.tensor, device="cpu")

@@ -221,9 +221,8 @@ def test_the_function_gives_the_bits_of_torchs_function(variant, dtype, tally):
 
 # --- variants beside each other
 
-def run(flags, dtype, params=None, **options):
-    """The zoo (without what fused cannot take, if none is given) after ten steps."""
-    params = params or awkward_parameters(dtype, fused=True)
+def run(flags, params, **options):
+    """These parameters by name, after ten steps."""
     opt = adamlib.Adam(params.values(), **flags, **options)
     for step in range(1, STEPS + 1):
         set_gradients(params, step)
@@ -236,10 +235,10 @@ def run(flags, dtype, params=None, **options):
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_foreach_and_differentiable_have_the_bits_of_single_tensor_on_a_cpu(dtype, decay, amsgrad):
     options = dict(lr=0.01, amsgrad=amsgrad) | decay
-    single, foreach = (run(FLAGS[variant], dtype, awkward_parameters(dtype), **options)
+    single, foreach = (run(FLAGS[variant], awkward_parameters(dtype), **options)
                        for variant in ("single_tensor", "foreach"))
     no_leaves = {name: p.detach() for name, p in awkward_parameters(dtype).items()}
-    unrolled = run(ALL_FLAGS["differentiable"], dtype, no_leaves, **options)
+    unrolled = run(ALL_FLAGS["differentiable"], no_leaves, **options)
     for name in single:
         assert same_bits(single[name], foreach[name]) and same_bits(single[name], unrolled[name]), name
 
@@ -252,8 +251,8 @@ def test_capturable_stays_within_rounding_of_single_tensor(variant, dtype):
     if dtype == torch.float64:  # 1 − 0.999 in float32 has lost digits
         rows += [(dict(lr=0.01, betas=(0.8, 0.95)), dict(lr=torch.tensor(0.01, dtype=dtype), betas=DOUBLES))]
     for of_loop, options in rows:
-        exact = run(FLAGS["single_tensor"], dtype, awkward_parameters(dtype), **of_loop)
-        for name, p in run(FLAGS[variant], dtype, awkward_parameters(dtype), **options).items():
+        exact = run(FLAGS["single_tensor"], awkward_parameters(dtype), **of_loop)
+        for name, p in run(FLAGS[variant], awkward_parameters(dtype), **options).items():
             error = (p - exact[name]).abs().max().item() if p.numel() else 0.0
             assert error <= STEPS * 16 * torch.finfo(p.dtype).eps, (name, options, error)  # |θ| < 4
 
